@@ -1,0 +1,1 @@
+"""Runs on each dispenser: decides, drives the hardware, keeps facts until they are acknowledged."""

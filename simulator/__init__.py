@@ -1,0 +1,1 @@
+"""Worlds, hardware, visitors, networks and faults in virtual time; runs the agent that ships."""
