@@ -197,17 +197,15 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
         write_secret(password_file, password)
         if self._user:
             shutil.chown(password_file, self._user)
+        initdb: list[str | Path] = [binaries / "initdb", "-D", data, "-U", DATABASE_USER, f"--pwfile={password_file}"]
+        initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+        if not self._durable:
+            initdb.append("--no-sync")
         try:
-            self._run(
-                [binaries / "initdb", "-D", data, "-U", DATABASE_USER, "--auth=scram-sha-256", f"--pwfile={password_file}",
-                 "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"],
-            )  # fmt: skip
-            create = f"CREATE DATABASE {DATABASE};\n"
-            self._run([binaries / "postgres", "--single", "-D", data, "postgres"], create)
+            self._run(initdb)
+            self._run([binaries / "postgres", "--single", "-D", data, "postgres"], f"CREATE DATABASE {DATABASE};\n")
         finally:
             password_file.unlink(missing_ok=True)
-        if self._durable:
-            os.sync()
 
     def _run(self, command: Sequence[str | Path], given: str = "") -> None:
         with self._log.open("ab") as log:
