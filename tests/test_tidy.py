@@ -10,24 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOP_LEVEL = set(
-    [
-        "device_agent",
-        "fleet_server",
-        "protocol",
-        "simulator",
-        "tests",
-        "pyproject.toml",
-        "README.md",
-        "docs",
-        "deploy",
-        ".ci",
-        "Makefile",
-        "uv.lock",
-        "LICENSE",
-        ".gitignore",
-    ]
-)
+TOP_LEVEL = {
+    "device_agent",
+    "fleet_server",
+    "protocol",
+    "simulator",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "docs",
+    "deploy",
+    ".ci",
+    "Makefile",
+    "uv.lock",
+    "LICENSE",
+    ".gitignore",
+}
 LINES_MAX = 450
 
 # Who may import whom, of ours.
