@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar, Generic, TypeVar
 
@@ -86,9 +86,22 @@ class EmbeddedServer(ABC, Generic[AddressT]):
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _prepare_directory(self) -> None:
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Hold the directory; whatever fails in here leaves nothing running and says what it was."""
         if self._process:
             raise EmbeddedError(self.name, f"already running as process {self.pid}", "one start() per stop()")
+        try:
+            self._prepare_directory()
+            yield
+        except (OSError, subprocess.SubprocessError) as error:
+            self.stop()
+            raise EmbeddedError(f"{self.name} in {self._directory}", error, "a place with room and rights") from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def _prepare_directory(self) -> None:
         try:
             # Others may pass through to what is theirs; every secret in here is 0600 by itself.
             self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)

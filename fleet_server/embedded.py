@@ -96,8 +96,7 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
         self._home = self._directory / "cluster"
 
     def start(self) -> PostgresAddress:
-        self._prepare_directory()
-        try:
+        with self._starting():
             port = self._choose_port()
             binaries = self._reachable_binaries()
             password = kept_secret(self._directory / "password")
@@ -107,9 +106,6 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
             (data / "postmaster.pid").unlink(missing_ok=True)
             self._spawn([binaries / "postgres", "-D", data, *self._settings(port)], user=self._user, cwd=data)
             self._await_ready()
-        except BaseException:
-            self.stop()
-            raise
         return PostgresAddress(f"postgresql://{DATABASE_USER}:{password}@{LOOPBACK}:{port}/{DATABASE}")
 
     def remove(self) -> None:
@@ -233,8 +229,7 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
 
     def start(self, *, clean: bool = False) -> BrokerAddress:
         """Start; `clean` forgets every session and message first."""
-        self._prepare_directory()
-        try:
+        with self._starting():
             binary = _nats_binary()
             self._port = self._choose_port()
             if clean:
@@ -246,9 +241,6 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
             end_leftovers(self._directory)
             self._spawn([binary, "-c", configuration])
             self._await_ready()
-        except BaseException:
-            self.stop()
-            raise
         return BrokerAddress(LOOPBACK, self._port, passwords)
 
     def _configuration(self, passwords: Mapping[str, str]) -> dict[str, Any]:
