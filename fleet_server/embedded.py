@@ -97,12 +97,13 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
 
     def start(self) -> PostgresAddress:
         with self._starting():
+            # First, because they may still hold the port of last time.
+            end_leftovers(self._home.resolve() / "data")
             port = self._choose_port()
             binaries = self._reachable_binaries()
             password = kept_secret(self._directory / "password")
             self._prepare_cluster(binaries, password)
             data = self._home.resolve() / "data"
-            end_leftovers(data)
             (data / "postmaster.pid").unlink(missing_ok=True)
             self._spawn([binaries / "postgres", "-D", data, *self._settings(port)], user=self._user, cwd=data)
             self._await_ready()
@@ -231,6 +232,7 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
         """Start; `clean` forgets every session and message first."""
         with self._starting():
             binary = _nats_binary()
+            end_leftovers(self._directory)
             self._port = self._choose_port()
             if clean:
                 shutil.rmtree(self._directory / "jetstream", ignore_errors=True)
@@ -238,7 +240,6 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
             configuration = self._directory / "nats.conf"
             configuration.unlink(missing_ok=True)
             write_secret(configuration, json.dumps(self._configuration(passwords), indent=2))
-            end_leftovers(self._directory)
             self._spawn([binary, "-c", configuration])
             self._await_ready()
         return BrokerAddress(LOOPBACK, self._port, passwords)

@@ -115,6 +115,7 @@ def test_servers_end_with_a_launcher_that_is_killed_and_start_again(directory: P
     launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout
     pids = [int(word) for word in launcher.stdout.readline().split()]
+    ports = [(directory / name / "port").read_text() for name in "pb"]
     launcher.kill()
     launcher.wait()
     # At once: what is left of the first run has to be waited for, not stumbled over.
@@ -122,6 +123,7 @@ def test_servers_end_with_a_launcher_that_is_killed_and_start_again(directory: P
     with psycopg.connect(postgres.start().url) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     broker.start()
+    assert ports == [(directory / name / "port").read_text() for name in "pb"]
     assert not [pid for pid in pids if _is_alive(pid)]
     broker.stop()
     postgres.remove()
