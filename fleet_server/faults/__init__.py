@@ -1,0 +1,1 @@
+"""What is wrong, of a machine or found by the server: one open row per cause."""
