@@ -41,8 +41,8 @@ FEATURES = ["devices", "faults", "ledger", "access", "demand", "workorders", "pl
 ABOVE_FEATURES = {"web", "ingest", "jobs", "app", "auth", "__main__", "demo"}
 # Where each library may be imported, as glob patterns; everywhere else is pure.
 DOORS = {
-    "sqlalchemy": ("fleet_server/database.py", "fleet_server/*/store.py", "fleet_server/migrations/**"),
-    "psycopg": ("fleet_server/database.py", "fleet_server/*/store.py", "fleet_server/migrations/**"),
+    "sqlalchemy": ("fleet_server/database.py", "fleet_server/*/store.py", "fleet_server/*/*_store.py", "fleet_server/migrations/**"),
+    "psycopg": ("fleet_server/database.py", "fleet_server/*/store.py", "fleet_server/*/*_store.py", "fleet_server/migrations/**"),
     "alembic": ("fleet_server/database.py", "fleet_server/migrations/**"),
     "fastapi": ("fleet_server/web/**", "fleet_server/app.py"),
     "starlette": ("fleet_server/web/**", "fleet_server/app.py"),

@@ -1,4 +1,10 @@
-"""Tables of the machines and their streams."""
+"""Tables of the machines and their streams, and every statement on them."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -13,11 +19,16 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    select,
     text,
+    tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import metadata
+from fleet_server.database import Connection, metadata, unnest_insert
+from fleet_server.devices.machines import Cursor, Dispenser, Planogram, Presence, Product, StoredFact
+from fleet_server.errors import NotFoundError
+from protocol.messages import SlotPlan, Status, Vitals
 
 MOMENT = DateTime(timezone=True)
 
@@ -174,3 +185,217 @@ server_state = Table(
     Column("key", Text, primary_key=True),
     Column("value", JSONB, nullable=False),
 )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def list_dispensers(connection: Connection) -> list[Dispenser]:
+    """List all machines, by id."""
+    return [Dispenser(**row) for row in connection.execute(select(dispensers).order_by(dispensers.c.id)).mappings()]
+
+
+def get_dispenser(connection: Connection, dispenser_id: str) -> Dispenser:
+    """Return one machine; raises NotFoundError."""
+    row = connection.execute(select(dispensers).where(dispensers.c.id == dispenser_id)).mappings().first()
+    if row is None:
+        raise NotFoundError("dispenser_id", dispenser_id, "the id of a registered dispenser")
+    return Dispenser(**row)
+
+
+def list_products(connection: Connection) -> list[Product]:
+    """List all products, by code."""
+    return [Product(**row) for row in connection.execute(select(products).order_by(products.c.code)).mappings()]
+
+
+def planogram(connection: Connection, dispenser_ids: Sequence[str] | None = None) -> Planogram:
+    """Return the planned slots of each machine, by slot number."""
+    query = select(slots).order_by(slots.c.dispenser_id, slots.c.slot)
+    if dispenser_ids is not None:
+        query = query.where(slots.c.dispenser_id.in_(dispenser_ids))
+    plans: Planogram = {}
+    for row in connection.execute(query):
+        plan = SlotPlan(slot=row.slot, product=row.product, capacity=row.capacity, enabled=row.enabled)
+        plans.setdefault(row.dispenser_id, []).append(plan)
+    return plans
+
+
+def all_presence(connection: Connection) -> dict[str, Presence]:
+    """Return the last announced session of each machine that ever announced one."""
+    return {row["dispenser_id"]: Presence(**row) for row in connection.execute(select(presence)).mappings()}
+
+
+def current_session(connection: Connection, dispenser_id: str) -> Presence | None:
+    """Return the last announced session of one machine."""
+    row = connection.execute(select(presence).where(presence.c.dispenser_id == dispenser_id)).mappings().first()
+    return Presence(**row) if row else None
+
+
+def latest_vitals(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Return each machine's last reading, its moment under `at`."""
+    rows = connection.execute(select(vitals))
+    return {row.dispenser_id: {"at": row.at, **row.reading} for row in rows}
+
+
+def last_fact_at(connection: Connection) -> dict[str, datetime]:
+    """Return the corrected time of each machine's last fact."""
+    query = text("""
+        SELECT DISTINCT ON (dispenser_id) dispenser_id, last_at FROM streams
+        WHERE last_at IS NOT NULL ORDER BY dispenser_id, stream_no DESC""")
+    return {row.dispenser_id: row.last_at for row in connection.execute(query)}
+
+
+def facts_page(
+    connection: Connection, dispenser_id: str, *, before: tuple[int, int] | None = None, limit: int = 50
+) -> list[StoredFact]:
+    """Return the newest facts of one machine before (stream_no, seq), newest first."""
+    query = select(facts).where(facts.c.dispenser_id == dispenser_id)
+    if before is not None:
+        query = query.where(tuple_(facts.c.stream_no, facts.c.seq) < before)
+    query = query.order_by(facts.c.stream_no.desc(), facts.c.seq.desc()).limit(limit)
+    return [StoredFact(**row) for row in connection.execute(query).mappings()]
+
+
+def facts_of_kinds(connection: Connection, dispenser_id: str, kinds: Sequence[str]) -> Iterator[StoredFact]:
+    """Yield the facts of these kinds of one machine, in the order of its streams."""
+    query = select(facts).where(facts.c.dispenser_id == dispenser_id, facts.c.kind.in_(kinds))
+    for row in connection.execute(query.order_by(facts.c.stream_no, facts.c.seq)).mappings():
+        yield StoredFact(**row)
+
+
+def lines_between(connection: Connection, dispenser_id: str, stream_no: int, first: int, last: int) -> list[bytes]:
+    """Return the stored bytes of facts `first` to `last` of one stream."""
+    query = select(facts.c.line).where(
+        facts.c.dispenser_id == dispenser_id, facts.c.stream_no == stream_no, facts.c.seq.between(first, last)
+    )
+    return list(connection.execute(query.order_by(facts.c.seq)).scalars())
+
+
+def cursors(connection: Connection, dispenser_ids: Sequence[str]) -> list[Cursor]:
+    """Return the cursors of all streams of these machines, oldest stream first."""
+    names = [name for name in Cursor.__dataclass_fields__]
+    query = select(*(streams.c[name] for name in names)).where(streams.c.dispenser_id.in_(dispenser_ids))
+    rows = connection.execute(query.order_by(streams.c.dispenser_id, streams.c.stream_no)).mappings()
+    return [Cursor(**row) for row in rows]
+
+
+def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
+    """Lock these machines' streams and stock until the transaction ends, in sorted order; returns those that exist.
+
+    Everything that moves a machine's cursor or its stock holds this lock, so that the two never race.
+    """
+    query = text("SELECT id FROM dispensers WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE")
+    return set(connection.execute(query, {"ids": sorted(set(dispenser_ids))}).scalars())
+
+
+def server_epoch(connection: Connection) -> int:
+    """Return the epoch of this server: 1 until a restore from a backup begins another."""
+    query = text("INSERT INTO server_state (key, value) VALUES ('epoch', '1') ON CONFLICT DO NOTHING")
+    connection.execute(query)
+    return int(connection.execute(text("SELECT value FROM server_state WHERE key = 'epoch'")).scalar_one())
+
+
+# ---------------------------------------------------------------- writing
+
+
+def add_products(connection: Connection, items: Sequence[Product]) -> None:
+    """Register products; those that exist stay as they are."""
+    connection.execute(insert(products).on_conflict_do_nothing(), [asdict(item) for item in items])
+
+
+def add_dispensers(connection: Connection, items: Sequence[Dispenser]) -> None:
+    """Register machines; those that exist stay as they are."""
+    connection.execute(insert(dispensers).on_conflict_do_nothing(), [asdict(item) for item in items])
+
+
+def add_slots(connection: Connection, dispenser_id: str, plans: Sequence[SlotPlan]) -> None:
+    """Plan slots of a machine; those that exist stay as they are."""
+    rows = [{"dispenser_id": dispenser_id, **plan.model_dump()} for plan in plans]
+    connection.execute(insert(slots).on_conflict_do_nothing(), rows)
+
+
+def write_facts(connection: Connection, rows: Sequence[StoredFact]) -> None:
+    """Store facts; a number that exists already is a defect and raises."""
+    columns = {
+        "dispenser_id": "text", "stream_no": "int", "seq": "bigint", "line": "bytea", "kind": "text",
+        "at": "timestamptz", "corrected_at": "timestamptz", "received_at": "timestamptz", "quarantine_reason": "text",
+    }  # fmt: skip
+    values = [
+        (f.dispenser_id, f.stream_no, f.seq, f.line, f.kind, f.at, f.corrected_at, f.received_at, f.quarantine_reason)
+        for f in rows
+    ]
+    unnest_insert(connection, "facts", columns, values)
+
+
+def write_cursors(connection: Connection, rows: Sequence[Cursor], received_at: datetime) -> None:
+    """Move cursors, making those that are new."""
+    columns = {
+        "dispenser_id": "text", "stream_no": "int", "stream_id": "text", "through_seq": "bigint", "digest": "bytea",
+        "last_at": "timestamptz", "last_boot_id": "text", "last_mono_ms": "bigint",
+        "began_at": "timestamptz", "received_at": "timestamptz",
+    }  # fmt: skip
+    values = [
+        (c.dispenser_id, c.stream_no, c.stream_id, c.through_seq, c.digest, c.last_at, c.last_boot_id, c.last_mono_ms,
+         received_at, received_at)
+        for c in rows
+    ]  # fmt: skip
+    moved = "through_seq digest last_at last_boot_id last_mono_ms received_at".split()
+    update = ", ".join(f"{name} = excluded.{name}" for name in moved)
+    conflict = f"ON CONFLICT (dispenser_id, stream_no) DO UPDATE SET {update}"
+    unnest_insert(connection, "streams", columns, values, on_conflict=conflict)
+
+
+def keep_forked(
+    connection: Connection, dispenser_id: str, stream_no: int, first_seq: int, lines: Sequence[bytes], at: datetime
+) -> None:
+    """Keep facts of a forked stream aside; the same bytes again are kept once."""
+    columns = {
+        "dispenser_id": "text", "stream_no": "int", "seq": "bigint", "line_digest": "bytea", "line": "bytea",
+        "received_at": "timestamptz",
+    }  # fmt: skip
+    rows = [
+        (dispenser_id, stream_no, first_seq + n, hashlib.sha256(line).digest(), line, at)
+        for n, line in enumerate(lines)
+    ]
+    unnest_insert(connection, "forked_facts", columns, rows, on_conflict="ON CONFLICT DO NOTHING")
+
+
+def keep_dead_letters(connection: Connection, letters: Sequence[tuple[str, bytes, str]], at: datetime) -> None:
+    """Keep messages that could not be read: (topic, payload, reason)."""
+    columns = {"topic": "text", "payload": "bytea", "reason": "text", "received_at": "timestamptz"}
+    unnest_insert(connection, "dead_letters", columns, [(*letter, at) for letter in letters])
+
+
+def announce(connection: Connection, dispenser_id: str, status: Status, at: datetime) -> bool:
+    """Record a machine's status; a late will of an ended session changes nothing. Returns whether it changed."""
+    query = text("""
+        INSERT INTO presence AS p (dispenser_id, stream_id, session, online, changed_at)
+        SELECT id, :stream_id, :session, :online, :at FROM dispensers WHERE id = :dispenser_id
+        ON CONFLICT (dispenser_id) DO UPDATE
+        SET stream_id = excluded.stream_id, session = excluded.session, online = excluded.online,
+            changed_at = excluded.changed_at
+        WHERE CASE WHEN p.stream_id = excluded.stream_id
+                   THEN (excluded.session, NOT excluded.online) > (p.session, NOT p.online)
+                   ELSE excluded.online END""")
+    values = {"dispenser_id": dispenser_id, "at": at, **status.model_dump(include={"stream_id", "session", "online"})}
+    return connection.execute(query, values).rowcount > 0
+
+
+def record_vitals(connection: Connection, readings: Mapping[str, Vitals], received_at: datetime) -> None:
+    """Keep the latest reading of each machine, and the last of each hour."""
+    columns = {"dispenser_id": "text", "at": "timestamptz", "reading": "jsonb"}
+    rows = []
+    for dispenser_id, reading in sorted(readings.items()):
+        at = min(datetime.fromtimestamp(reading.at_ms / 1000, UTC), received_at)
+        rows.append((dispenser_id, at, reading.model_dump_json(exclude={"v", "at_ms"}, exclude_none=True)))
+    latest = "ON CONFLICT (dispenser_id) DO UPDATE SET at = excluded.at, reading = excluded.reading"
+    unnest_insert(connection, "vitals", columns, rows, on_conflict=latest)
+    hours = [(row[0], row[1].replace(minute=0, second=0, microsecond=0), row[2]) for row in rows]
+    history = "ON CONFLICT (dispenser_id, hour) DO UPDATE SET reading = excluded.reading"
+    unnest_insert(
+        connection,
+        "vitals_history",
+        {"dispenser_id": "text", "hour": "timestamptz", "reading": "jsonb"},
+        hours,
+        on_conflict=history,
+    )

@@ -1,10 +1,31 @@
-"""Tables of the ledger. Movements are truth; balances and slot books are projections of them."""
+"""Tables of the ledger and every statement on them. Movements are truth; balances and slot books are projections."""
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Date, Index, Integer, Table, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
 
-from fleet_server.database import metadata
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Date,
+    Index,
+    Integer,
+    Table,
+    Text,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from fleet_server.database import Connection, metadata, unnest_insert
 from fleet_server.devices.store import MOMENT
+from fleet_server.ledger.fold import Anchor, SlotBook
+from fleet_server.ledger.movements import DoorOpening, DoorSession, Movement
 
 lots = Table(
     "lots",
@@ -103,3 +124,231 @@ Index("ix_operations_dispenser_id_slot", operations.c.dispenser_id, operations.c
 Index(
     "ix_operations_waiting", operations.c.dispenser_id, operations.c.session, postgresql_where=text("state = 'waiting'")
 )
+
+
+# ---------------------------------------------------------------- movements and balances
+
+
+def write_movements(connection: Connection, rows: Sequence[Movement]) -> None:
+    """Append movements and bring the balances along; an id that exists already is a defect and raises."""
+    if not rows:
+        return
+    columns = {
+        "place": "text", "id": "text", "source": "text", "target": "text", "product": "text", "lot": "text",
+        "units": "int", "reason": "text", "actor": "text", "cause": "text", "at": "timestamptz",
+        "booked_at": "timestamptz", "slot": "int", "stream_no": "int", "seq": "bigint", "step": "int",
+    }  # fmt: skip
+    values = [
+        (m.place, m.id, m.source, m.target, m.product, m.lot, m.units, m.reason, m.actor, m.cause, m.at, m.booked_at,
+         m.slot, *(m.anchor or (None, None, None)))
+        for m in rows
+    ]  # fmt: skip
+    unnest_insert(connection, "movements", columns, values)
+    change: Counter[tuple[str, str, str]] = Counter()
+    for m in rows:
+        change[m.source, m.product, m.lot] -= m.units
+        change[m.target, m.product, m.lot] += m.units
+    # In sorted order, so that two transactions that touch the same depot cannot deadlock.
+    unnest_insert(
+        connection,
+        "balances",
+        {"account": "text", "product": "text", "lot": "text", "units": "bigint"},
+        [(*key, units) for key, units in sorted(change.items()) if units],
+        on_conflict="ON CONFLICT (account, product, lot) DO UPDATE SET units = balances.units + excluded.units",
+    )
+
+
+def movements_of_slot(connection: Connection, dispenser_id: str, slot: int) -> list[Movement]:
+    """Return everything that the fold of one slot ever posted, in no order."""
+    query = select(movements).where(movements.c.place == dispenser_id, movements.c.slot == slot)
+    return [_movement(row) for row in connection.execute(query).mappings()]
+
+
+def recent_movements(connection: Connection, account: str | None, limit: int) -> list[Movement]:
+    """Return the movements booked last, of one account or of all."""
+    query = select(movements)
+    if account is not None:
+        query = query.where((movements.c.source == account) | (movements.c.target == account))
+    query = query.order_by(movements.c.booked_at.desc(), movements.c.id.desc()).limit(limit)
+    return [_movement(row) for row in connection.execute(query).mappings()]
+
+
+def _movement(row: Any) -> Movement:
+    names = (name for name in Movement.__dataclass_fields__ if name != "anchor")
+    anchor = None if row["seq"] is None else Anchor(row["stream_no"], row["seq"], row["step"])
+    return Movement(**{name: row[name] for name in names}, anchor=anchor)
+
+
+def has_cause(connection: Connection, place: str, cause: str) -> bool:
+    """Tell whether this cause has posted at this place."""
+    query = select(movements.c.id).where(movements.c.place == place, movements.c.id == f"{cause}#0")
+    return connection.execute(query).first() is not None
+
+
+def read_balances(connection: Connection, account_prefix: str | None, limit: int) -> list[tuple[str, str, str, int]]:
+    """Return balances that are not zero: (account, product, lot, units), by account."""
+    query = select(balances).where(balances.c.units != 0)
+    if account_prefix is not None:
+        query = query.where(balances.c.account.startswith(account_prefix, autoescape=True))
+    query = query.order_by(balances.c.account, balances.c.product, balances.c.lot).limit(limit)
+    return [tuple(row) for row in connection.execute(query)]  # type: ignore[misc]
+
+
+def stock_by_lot(connection: Connection, account: str) -> list[tuple[str, str, date | None, str | None, int]]:
+    """Return the lots on an account, first expired first: (product, lot, expires_on, blocked, units)."""
+    query = (
+        select(balances.c.product, balances.c.lot, lots.c.expires_on, lots.c.blocked, balances.c.units)
+        .outerjoin(lots, (lots.c.product == balances.c.product) & (lots.c.lot == balances.c.lot))
+        .where(balances.c.account == account, balances.c.units != 0)
+        .order_by(balances.c.product, lots.c.expires_on, balances.c.lot)
+    )
+    return [tuple(row) for row in connection.execute(query)]  # type: ignore[misc]
+
+
+def dispensed_per_slot(
+    connection: Connection, since: datetime, until: datetime, zone: str
+) -> list[tuple[str, int, str, date, int]]:
+    """Return packs delivered per slot and local day, net of rebookings: (dispenser, slot, product, day, units)."""
+    query = text("""
+        SELECT place, slot, product, CAST(at AT TIME ZONE :zone AS date) AS day,
+               sum(CASE WHEN target = 'dispensed/' || place THEN units ELSE -units END) AS units
+        FROM movements
+        WHERE at >= :since AND at < :until AND slot IS NOT NULL AND reason IN ('vend_dispensed', 'rebooked')
+          AND (target = 'dispensed/' || place OR source = 'dispensed/' || place)
+        GROUP BY place, slot, product, day ORDER BY place, slot, product, day""")
+    rows = connection.execute(query, {"zone": zone, "since": since, "until": until})
+    return [(row.place, row.slot, row.product, row.day, int(row.units)) for row in rows]
+
+
+# ---------------------------------------------------------------- slot books
+
+
+def read_books(
+    connection: Connection, keys: Iterable[tuple[str, int]] | None = None, dispenser_ids: Iterable[str] | None = None
+) -> dict[tuple[str, int], tuple[SlotBook, Anchor]]:
+    """Return books with the anchor of their last entry, by (dispenser_id, slot)."""
+    query = select(slot_books)
+    if keys is not None:
+        query = query.where(tuple_(slot_books.c.dispenser_id, slot_books.c.slot).in_(list(keys)))
+    if dispenser_ids is not None:
+        query = query.where(slot_books.c.dispenser_id.in_(list(dispenser_ids)))
+    return {
+        (row.dispenser_id, row.slot): (
+            SlotBook.from_json(row.dispenser_id, row.slot, row.book),
+            Anchor(row.stream_no, row.seq, row.step),
+        )
+        for row in connection.execute(query)
+    }
+
+
+def write_books(connection: Connection, rows: Iterable[tuple[SlotBook, Anchor]]) -> None:
+    """Keep books as they now stand."""
+    unnest_insert(
+        connection,
+        "slot_books",
+        {"dispenser_id": "text", "slot": "int", "book": "jsonb", "stream_no": "int", "seq": "bigint", "step": "int"},
+        [(book.dispenser_id, book.slot, json.dumps(book.to_json()), *anchor) for book, anchor in rows],
+        on_conflict="""ON CONFLICT (dispenser_id, slot) DO UPDATE SET
+            book = excluded.book, stream_no = excluded.stream_no, seq = excluded.seq, step = excluded.step""",
+    )
+
+
+# ---------------------------------------------------------------- lots
+
+
+def write_lot(connection: Connection, product: str, lot: str, expires_on: date, now: datetime) -> date:
+    """Register a lot unless it exists; returns the expiry that stands."""
+    row = {"product": product, "lot": lot, "expires_on": expires_on, "created_at": now}
+    connection.execute(insert(lots).values(row).on_conflict_do_nothing())
+    query = select(lots.c.expires_on).where(lots.c.product == product, lots.c.lot == lot)
+    return connection.execute(query).scalar_one()
+
+
+def read_lots(connection: Connection) -> list[tuple[str, str, date, str | None]]:
+    """Return all lots: (product, lot, expires_on, blocked)."""
+    query = select(lots.c.product, lots.c.lot, lots.c.expires_on, lots.c.blocked)
+    return [tuple(row) for row in connection.execute(query.order_by(lots.c.product, lots.c.expires_on))]  # type: ignore[misc]
+
+
+def set_blocked(connection: Connection, product: str, lot: str, reason: str | None) -> bool:
+    """Block a lot for a reason, or free it; returns whether it exists."""
+    query = update(lots).where(lots.c.product == product, lots.c.lot == lot).values(blocked=reason)
+    return connection.execute(query).rowcount > 0
+
+
+# ---------------------------------------------------------------- door sessions and operations
+
+
+def open_doors(connection: Connection, rows: Sequence[DoorOpening]) -> None:
+    """Note door sessions that began."""
+    columns = {
+        "dispenser_id": "text", "stream_no": "int", "opened_seq": "bigint", "session": "text",
+        "opened_at": "timestamptz",
+    }  # fmt: skip
+    values = [(r.dispenser_id, r.stream_no, r.seq, r.session, r.at) for r in rows]
+    unnest_insert(connection, "door_sessions", columns, values, on_conflict="ON CONFLICT DO NOTHING")
+
+
+def close_door(connection: Connection, dispenser_id: str, stream_no: int, seq: int, session: str, at: datetime) -> None:
+    """Note the end of a door session."""
+    connection.execute(
+        update(door_sessions)
+        .where(
+            door_sessions.c.dispenser_id == dispenser_id,
+            door_sessions.c.stream_no == stream_no,
+            door_sessions.c.opened_seq < seq,
+            door_sessions.c.session == session,
+            door_sessions.c.closed_seq.is_(None),
+        )
+        .values(closed_seq=seq, closed_at=at)
+    )
+
+
+def door_sessions_of(
+    connection: Connection, dispenser_id: str, *, session: str | None = None, limit: int = 20
+) -> list[DoorSession]:
+    """Return one machine's door sessions, newest first."""
+    query = select(door_sessions).where(door_sessions.c.dispenser_id == dispenser_id)
+    if session is not None:
+        query = query.where(door_sessions.c.session == session)
+    query = query.order_by(door_sessions.c.stream_no.desc(), door_sessions.c.opened_seq.desc()).limit(limit)
+    return [DoorSession(**row) for row in connection.execute(query).mappings()]
+
+
+def read_operation(connection: Connection, operation_id: str) -> Any:
+    """Return one stored operation, or None."""
+    query = select(operations).where(operations.c.operation_id == operation_id)
+    return connection.execute(query).mappings().first()
+
+
+def write_operation(connection: Connection, row: Mapping[str, Any]) -> None:
+    """Keep an operation, whole."""
+    connection.execute(insert(operations).values(dict(row)))
+
+
+def bind_operation(connection: Connection, operation_id: str, stream_no: int, seq: int) -> None:
+    """Note the door session's place that an operation was booked at."""
+    connection.execute(
+        update(operations)
+        .where(operations.c.operation_id == operation_id)
+        .values(state="booked", stream_no=stream_no, seq=seq)
+    )
+
+
+def waiting_operations(connection: Connection, dispenser_id: str, session: str) -> list[Any]:
+    """Return operations that wait for this door session, in the order of their steps."""
+    query = select(operations).where(
+        operations.c.dispenser_id == dispenser_id,
+        operations.c.session == session,
+        operations.c.state == "waiting",
+        operations.c.slot.is_not(None),
+    )
+    return list(connection.execute(query.order_by(operations.c.step)).mappings())
+
+
+def booked_operations(connection: Connection, dispenser_id: str, slot: int) -> list[Any]:
+    """Return the booked operations of one slot."""
+    query = select(operations).where(
+        operations.c.dispenser_id == dispenser_id, operations.c.slot == slot, operations.c.state == "booked"
+    )
+    return list(connection.execute(query).mappings())

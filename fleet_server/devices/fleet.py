@@ -1,0 +1,39 @@
+"""What other features may ask of the machines, and nothing of how it is stored."""
+
+from fleet_server.devices.machines import Dispenser, Planogram, Presence, Product, StoredFact
+from fleet_server.devices.store import (
+    add_dispensers,
+    add_products,
+    add_slots,
+    all_presence as presence,
+    current_session,
+    facts_page,
+    get_dispenser,
+    last_fact_at,
+    latest_vitals,
+    list_dispensers,
+    list_products,
+    planogram,
+)
+
+
+
+__all__ = [
+    "Dispenser",
+    "Planogram",
+    "Presence",
+    "Product",
+    "StoredFact",
+    "add_dispensers",
+    "add_products",
+    "add_slots",
+    "presence",
+    "current_session",
+    "facts_page",
+    "get_dispenser",
+    "last_fact_at",
+    "latest_vitals",
+    "list_dispensers",
+    "list_products",
+    "planogram",
+]

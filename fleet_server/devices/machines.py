@@ -1,0 +1,85 @@
+"""What is known of the machines: read by every feature, written by the seed and by ingest."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from protocol.messages import SlotPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Dispenser:
+    """A machine at its site; `opens_hour` to `closes_hour` are local hours, 0 to 24 is always open."""
+
+    id: str
+    name_zh: str
+    name_en: str
+    street_zh: str
+    street_en: str
+    street_code: str
+    site_type: str
+    placement: str
+    latitude: float
+    longitude: float
+    opens_hour: int
+    closes_hour: int
+    depot_id: str
+    population_estimate: int | None
+    migrant_share_estimate: float | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product; units are packs, `pieces_per_unit` pieces each."""
+
+    code: str
+    name_zh: str
+    name_en: str
+    unit_zh: str
+    unit_en: str
+    pieces_per_unit: int
+    cyp_divisor_pieces: int | None
+    shelf_life_months: int
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """The session a machine last announced, and whether it ended. Offline is unknown, not empty."""
+
+    dispenser_id: str
+    stream_id: str
+    session: int
+    online: bool
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFact:
+    """A fact as it was committed: its bytes, and what ingest made of its time. `kind` is None when quarantined."""
+
+    dispenser_id: str
+    stream_no: int
+    seq: int
+    line: bytes
+    kind: str | None
+    at: datetime | None
+    corrected_at: datetime
+    received_at: datetime
+    quarantine_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the server stands in one stream of a machine."""
+
+    dispenser_id: str
+    stream_no: int
+    stream_id: str
+    through_seq: int
+    digest: bytes
+    last_at: datetime | None = None
+    last_boot_id: str | None = None
+    last_mono_ms: int | None = None
+
+
+Planogram = dict[str, list[SlotPlan]]

@@ -1,0 +1,78 @@
+"""Everything that is to be sent to machines. A feature asks here, in its own transaction; ingest sends until answered."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from fleet_server.database import Connection
+from fleet_server.devices import outgoing_store as store
+from fleet_server.errors import NotFoundError
+from protocol.topics import Channel
+
+OrderKind = Literal["unlock", "test_vend", "clear_jam", "reboot", "self_test", "new_stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way. `key` is what the answer names: an order id, or a version."""
+
+    id: int
+    dispenser_id: str
+    channel: Channel
+    key: str
+    payload: dict[str, Any]
+    created_at: datetime
+    expires_at: datetime | None
+    sent_at: datetime | None
+    answered_at: datetime | None
+    answer: str | None
+    answer_detail: str | None
+
+
+def order(
+    connection: Connection,
+    dispenser_id: str,
+    kind: OrderKind,
+    *,
+    lives_s: int,
+    now: datetime,
+    slot: int | None = None,
+) -> str:
+    """Ask a machine to do something within `lives_s`; returns the order's id. It runs at most once."""
+    order_id = uuid.uuid4().hex
+    payload: dict[str, Any] = {"kind": kind} | ({} if slot is None else {"slot": slot})
+    store.write(connection, dispenser_id, Channel.ORDERS, order_id, payload, now, now + timedelta(seconds=lives_s))
+    return order_id
+
+
+def tell(
+    connection: Connection,
+    dispenser_id: str,
+    channel: Literal[Channel.DESIRED, Channel.BOOKS],
+    payload: dict[str, Any],
+    now: datetime,
+) -> int:
+    """Tell a machine its desired state or its books, superseding the former; returns the version."""
+    version = store.next_version(connection, dispenser_id, channel)
+    store.supersede(connection, dispenser_id, channel, now)
+    store.write(connection, dispenser_id, channel, str(version), payload | {"version": version}, now, None)
+    return version
+
+
+def order_state(connection: Connection, order_id: str) -> Outgoing:
+    """Return an order and what became of it; raises NotFoundError."""
+    found = store.find(connection, order_id)
+    if found is None:
+        raise NotFoundError("order_id", order_id, "the id of an order")
+    return found
+
+
+def pending(connection: Connection, dispenser_id: str) -> list[Outgoing]:
+    """List what a machine has not yet answered, oldest first."""
+    return store.unanswered(connection, dispenser_id)
+
+
+def expire(connection: Connection, now: datetime) -> int:
+    """Answer orders that nobody answered in time as `expired`; returns how many."""
+    return store.expire(connection, now)

@@ -1,0 +1,155 @@
+"""Statements on the outgoing table."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, text, update
+
+from fleet_server.database import Connection, unnest_insert
+from fleet_server.devices.outgoing import Outgoing
+from fleet_server.devices.store import outgoing
+from protocol.topics import Channel
+
+COLUMNS = [outgoing.c[name] for name in Outgoing.__dataclass_fields__]
+
+
+def _read(row: Any) -> Outgoing:
+    return Outgoing(**{**row, "channel": Channel(row["channel"])})
+
+
+def write(
+    connection: Connection,
+    dispenser_id: str,
+    channel: Channel,
+    key: str,
+    payload: dict[str, Any],
+    now: datetime,
+    expires_at: datetime | None,
+) -> None:
+    """Add a message."""
+    columns = {
+        "dispenser_id": "text", "channel": "text", "key": "text", "payload": "jsonb",
+        "created_at": "timestamptz", "expires_at": "timestamptz",
+    }  # fmt: skip
+    unnest_insert(
+        connection, "outgoing", columns, [(dispenser_id, str(channel), key, json.dumps(payload), now, expires_at)]
+    )
+
+
+def next_version(connection: Connection, dispenser_id: str, channel: Channel) -> int:
+    """Return the version after the newest one; the caller holds the machine's lock."""
+    query = text(
+        "SELECT coalesce(max(key::bigint), 0) + 1 FROM outgoing WHERE dispenser_id = :d AND channel = :c"
+    )
+    return int(connection.execute(query, {"d": dispenser_id, "c": str(channel)}).scalar_one())
+
+
+def supersede(connection: Connection, dispenser_id: str, channel: Channel, now: datetime) -> None:
+    """Answer the older versions that still wait: a newer one replaces them."""
+    connection.execute(
+        update(outgoing)
+        .where(
+            outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == channel, outgoing.c.answered_at.is_(None)
+        )
+        .values(answered_at=now, answer="superseded")
+    )
+
+
+def latest_payload(connection: Connection, dispenser_id: str, channel: Channel) -> dict[str, Any] | None:
+    """Return the newest payload of a channel, with its version."""
+    query = (
+        select(outgoing.c.payload)
+        .where(outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == channel)
+        .order_by(outgoing.c.id.desc())
+    )
+    return connection.execute(query.limit(1)).scalar()
+
+
+def find(connection: Connection, key: str) -> Outgoing | None:
+    """Return an order by its id."""
+    query = select(*COLUMNS).where(outgoing.c.channel == Channel.ORDERS, outgoing.c.key == key)
+    row = connection.execute(query).mappings().first()
+    return _read(row) if row else None
+
+
+def unanswered(connection: Connection, dispenser_id: str) -> list[Outgoing]:
+    """List one machine's unanswered messages, oldest first."""
+    query = select(*COLUMNS).where(outgoing.c.dispenser_id == dispenser_id, outgoing.c.answered_at.is_(None))
+    return [_read(row) for row in connection.execute(query.order_by(outgoing.c.id)).mappings()]
+
+
+def due(connection: Connection, now: datetime) -> list[tuple[Outgoing, str, int, datetime]]:
+    """List what is to be sent now: unanswered, its machine online, not yet sent in that session.
+
+    Returns with each message the session's stream id, number and start.
+    """
+    query = text("""
+        SELECT o.id, o.dispenser_id, o.channel, o.key, o.payload, o.created_at, o.expires_at, o.sent_at, o.answered_at,
+               o.answer, o.answer_detail, p.stream_id AS p_stream, p.session AS p_session, p.changed_at AS p_at
+        FROM outgoing o JOIN presence p ON p.dispenser_id = o.dispenser_id
+        WHERE o.answered_at IS NULL AND p.online
+          AND (o.sent_session IS DISTINCT FROM p.session OR o.sent_stream_id IS DISTINCT FROM p.stream_id)
+          AND (o.expires_at IS NULL OR o.expires_at > :now)
+          -- An order that was sent in another stream may have run there: it is not sent again.
+          AND (o.channel <> 'orders' OR o.sent_stream_id IS NULL OR o.sent_stream_id = p.stream_id)
+        ORDER BY o.id FOR UPDATE OF o""")
+    found = []
+    for row in connection.execute(query, {"now": now}).mappings():
+        fields = {name: row[name] for name in Outgoing.__dataclass_fields__}
+        found.append((_read(fields), row["p_stream"], row["p_session"], row["p_at"]))
+    return found
+
+
+def mark_sent(connection: Connection, rows: Sequence[tuple[int, str, int]], now: datetime) -> None:
+    """Note in which session messages were sent: (id, stream_id, session)."""
+    if not rows:
+        return
+    connection.execute(
+        text("""
+        UPDATE outgoing SET sent_stream_id = s.stream_id, sent_session = s.session, sent_at = :now
+        FROM unnest(CAST(:ids AS bigint[]), CAST(:streams AS text[]), CAST(:sessions AS bigint[]))
+             AS s(id, stream_id, session) WHERE outgoing.id = s.id"""),
+        {"now": now, "ids": [r[0] for r in rows], "streams": [r[1] for r in rows], "sessions": [r[2] for r in rows]},
+    )
+
+
+def answer(
+    connection: Connection, dispenser_id: str, channel: Channel, key: str, outcome: str, detail: str, now: datetime
+) -> None:
+    """Note a machine's answer; a second answer changes nothing."""
+    connection.execute(
+        update(outgoing)
+        .where(
+            outgoing.c.dispenser_id == dispenser_id,
+            outgoing.c.channel == channel,
+            outgoing.c.key == key,
+            outgoing.c.answered_at.is_(None),
+        )
+        .values(answered_at=now, answer=outcome, answer_detail=detail)
+    )
+
+
+def orders_unknown(connection: Connection, dispenser_id: str, stream_id: str, now: datetime) -> None:
+    """Answer orders that were sent in another stream than this new one as `unknown`: nobody can say whether they ran."""
+    connection.execute(
+        update(outgoing)
+        .where(
+            outgoing.c.dispenser_id == dispenser_id,
+            outgoing.c.channel == Channel.ORDERS,
+            outgoing.c.answered_at.is_(None),
+            outgoing.c.sent_stream_id.is_not(None),
+            outgoing.c.sent_stream_id != stream_id,
+        )
+        .values(answered_at=now, answer="unknown")
+    )
+
+
+def expire(connection: Connection, now: datetime) -> int:
+    """Answer orders past their life as `expired`."""
+    return connection.execute(
+        update(outgoing)
+        .where(outgoing.c.answered_at.is_(None), outgoing.c.expires_at < now)
+        .values(answered_at=now, answer="expired")
+    ).rowcount

@@ -1,0 +1,179 @@
+"""Books entries of slots: in order one by one, and a late one by folding its slot again and posting the difference."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from fleet_server.database import Connection
+from fleet_server.devices.store import facts_of_kinds
+from fleet_server.faults.store import FaultChange
+from fleet_server.ledger import store
+from fleet_server.ledger.entries import STOCK_KINDS, anchored_fact, anchored_operation
+from fleet_server.ledger.fold import Anchor, Anchored, Claimed, Counted, Posting, SlotBook, Taken
+from fleet_server.ledger.movements import Movement
+from protocol.codec import decode_fact
+
+SlotKey = tuple[str, int]
+Entries = Mapping[SlotKey, Sequence[Anchored]]
+
+# Where a book stands before its first entry.
+BEFORE_ALL = Anchor(0, 0, 0)
+
+# What leaves a slot lot by lot. Cheap to say twice, so each book says it whenever it sees it.
+LOT_CLAIM_DIFFERS = "LOT_CLAIM_DIFFERS"
+STOCK_CLAIM_DIFFERS = "STOCK_CLAIM_DIFFERS"
+BOOK_BELOW_ZERO = "BOOK_BELOW_ZERO"
+COUNT_DUE = "COUNT_DUE"
+
+
+def book_entries(connection: Connection, entries: Entries, now: datetime) -> list[FaultChange]:
+    """Book entries that are stored already (their facts, their operations); returns what the books found.
+
+    The caller holds the lock of every machine concerned. An entry anchored before what its slot's book has already seen
+    is late: the slot is folded again from its beginning, and only the difference to what was posted is posted. So any
+    order of arrival gives the same balances.
+    """
+    books = store.read_books(connection, keys=entries) if entries else {}
+    movements: list[Movement] = []
+    findings: list[FaultChange] = []
+    kept: list[tuple[SlotBook, Anchor]] = []
+    for key, arrived in sorted(entries.items()):
+        book, seen = books.get(key) or (SlotBook(*key), BEFORE_ALL)
+        due = sorted(arrived, key=lambda entry: entry.anchor)
+        if due[0].anchor > seen:
+            movements += _fold(book, due, now, findings)
+            kept.append((book, due[-1].anchor))
+        else:
+            book, last, corrections = refold(connection, key, now, findings)
+            movements += corrections
+            kept.append((book, max(last, seen)))
+    store.write_movements(connection, movements)
+    store.write_books(connection, kept)
+    return findings
+
+
+def _fold(book: SlotBook, due: Iterable[Anchored], now: datetime, findings: list[FaultChange]) -> list[Movement]:
+    movements: list[Movement] = []
+    posted: Counter[str] = Counter()
+    for entry in due:
+        before = book.units
+        postings = book.apply(entry.entry)
+        findings += _findings(book, before, entry, postings)
+        for posting in postings:
+            movements.append(_movement(book, entry, posting, posted[entry.cause], now))
+            posted[entry.cause] += 1
+    return movements
+
+
+def _findings(book: SlotBook, before: int, anchored: Anchored, postings: Sequence[Posting]) -> list[FaultChange]:
+    def change(code: str, detail: str = "", *, opened: bool) -> FaultChange:
+        return FaultChange(book.dispenser_id, code, opened, anchored.at, book.slot, detail)
+
+    match anchored.entry:
+        case Taken(claimed_lot=claimed):
+            found = []
+            if claimed is not None and claimed != postings[0].lot:
+                found.append(change(LOT_CLAIM_DIFFERS, f"machine: {claimed}, book: {postings[0].lot}", opened=True))
+            if book.units < 0 <= before:
+                found.append(change(BOOK_BELOW_ZERO, "more came out than the book had: a count is due", opened=True))
+            return found
+        case Counted():
+            return [change(code, opened=False) for code in (BOOK_BELOW_ZERO, COUNT_DUE, LOT_CLAIM_DIFFERS)]
+        case Claimed() as claim:
+            if book.agrees(claim):
+                return [change(STOCK_CLAIM_DIFFERS, opened=False)]
+            detail = f"machine: {_words(claim.queue)}, book: {_words((run.lot, run.packs) for run in book.queue)}"
+            return [change(STOCK_CLAIM_DIFFERS, detail[:200], opened=True)]
+        case _:
+            return []
+
+
+def _words(runs: Iterable[tuple[str, int]]) -> str:
+    return " + ".join(f"{packs} of {lot}" for lot, packs in runs) or "none"
+
+
+def _movement(book: SlotBook, entry: Anchored, posting: Posting, number: int, now: datetime) -> Movement:
+    return Movement(
+        place=book.dispenser_id,
+        id=f"{entry.cause}#{number}",
+        source=posting.source,
+        target=posting.target,
+        product=posting.product,
+        lot=posting.lot,
+        units=posting.units,
+        reason=posting.reason,
+        actor=entry.actor,
+        cause=entry.cause,
+        at=entry.at,
+        booked_at=now,
+        slot=book.slot,
+        anchor=entry.anchor,
+    )
+
+
+def entries_of_slot(connection: Connection, dispenser_id: str, slot: int) -> list[Anchored]:
+    """Return everything that ever moved this slot's stock, in the order of its anchors."""
+    found: list[Anchored] = []
+    for fact in facts_of_kinds(connection, dispenser_id, STOCK_KINDS):
+        for key, entry in anchored_fact(
+            dispenser_id, fact.stream_no, fact.seq, decode_fact(fact.line), fact.corrected_at
+        ):
+            if key[1] == slot:
+                found.append(entry)
+    for row in store.booked_operations(connection, dispenser_id, slot):
+        found.append(anchored_operation(row, row["stream_no"], row["seq"]))
+    # Facts keep their own order within one anchor: the sort is stable.
+    return sorted(found, key=lambda entry: entry.anchor)
+
+
+def refold(
+    connection: Connection, key: SlotKey, now: datetime, findings: list[FaultChange]
+) -> tuple[SlotBook, Anchor, list[Movement]]:
+    """Fold one slot from its beginning; returns its book, its last anchor, and the movements that correct what was posted."""
+    book = SlotBook(*key)
+    owed: dict[str, tuple[Anchored, Counter[Posting]]] = {}
+    last = BEFORE_ALL
+    for entry in entries_of_slot(connection, *key):
+        postings = book.apply(entry.entry)
+        _, wanted = owed.setdefault(entry.cause, (entry, Counter()))
+        for posting in postings:
+            wanted[posting._replace(units=1)] += posting.units
+        last = entry.anchor
+    if book.units < 0:
+        findings.append(FaultChange(key[0], BOOK_BELOW_ZERO, opened=True, at=now, slot=key[1], detail="after a late entry"))
+    return book, last, _corrections(book, owed, store.movements_of_slot(connection, *key), now)
+
+
+def _corrections(
+    book: SlotBook,
+    wanted: Mapping[str, tuple[Anchored, Counter[Posting]]],
+    posted: Sequence[Movement],
+    now: datetime,
+) -> list[Movement]:
+    """Post what each cause should have moved, less what it has moved; a surplus is reversed."""
+    rest: dict[str, Counter[tuple[str, str, str, str]]] = defaultdict(Counter)
+    reasons: dict[tuple[str, str, str, str, str], str] = {}
+    numbers: Counter[str] = Counter()
+    for cause, (_, postings) in wanted.items():
+        for posting, units in postings.items():
+            key = (posting.source, posting.target, posting.product, posting.lot)
+            rest[cause][key] += units
+            reasons[cause, *key] = posting.reason
+    for movement in posted:
+        numbers[movement.cause] += 1
+        forward = (movement.source, movement.target, movement.product, movement.lot)
+        if movement.reason == "rebooked":
+            rest[movement.cause][movement.target, movement.source, movement.product, movement.lot] += movement.units
+        else:
+            rest[movement.cause][forward] -= movement.units
+    found: list[Movement] = []
+    for cause, (entry, _) in wanted.items():
+        for (source, target, product, lot), units in sorted(rest[cause].items()):
+            if units == 0:
+                continue
+            ends = (source, target) if units > 0 else (target, source)
+            reason = reasons[cause, source, target, product, lot] if units > 0 else "rebooked"
+            posting = Posting(*ends, product, lot, abs(units), reason)
+            found.append(_movement(book, entry, posting, numbers[cause], now))
+            numbers[cause] += 1
+    return found

@@ -1,0 +1,67 @@
+"""Tells machines what the ledger knows: their desired state with its lots, and the books of their slots."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from fleet_server.database import Connection
+from fleet_server.devices import outgoing, outgoing_store
+from fleet_server.devices.store import cursors, list_dispensers, planogram
+from fleet_server.ledger import store
+from fleet_server.ledger.fold import SlotBook
+from protocol.messages import Limits, OpeningHours
+from protocol.topics import Channel
+
+FORGOTTEN_AFTER = timedelta(days=400)
+"""A lot that expired so long ago is in no machine; naming it would only fill the message."""
+
+
+def tell_desired(connection: Connection, dispenser_ids: Sequence[str] | None, now: datetime) -> list[str]:
+    """Tell machines their desired state where it has changed; returns those told."""
+    plans = planogram(connection, dispenser_ids)
+    lots = [lot for lot in store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
+    told: list[str] = []
+    for dispenser in list_dispensers(connection):
+        plan = plans.get(dispenser.id)
+        if plan is None:
+            continue
+        products = {slot.product for slot in plan}
+        payload: dict[str, Any] = {
+            "planogram": [slot.model_dump() for slot in plan],
+            "lots": [
+                {"product": product, "lot": lot, "expires_on": expires_on.isoformat(), "blocked": blocked is not None}
+                for product, lot, expires_on, blocked in lots
+                if product in products
+            ],
+            "limits": Limits().model_dump(),
+            "opening_hours": OpeningHours(
+                opens_hour=dispenser.opens_hour, closes_hour=dispenser.closes_hour
+            ).model_dump(),
+        }
+        latest = outgoing_store.latest_payload(connection, dispenser.id, Channel.DESIRED) or {}
+        if payload != {name: value for name, value in latest.items() if name != "version"}:
+            outgoing.tell(connection, dispenser.id, Channel.DESIRED, payload, now)
+            told.append(dispenser.id)
+    return told
+
+
+def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: datetime) -> None:
+    """Tell machines the books of all their slots, as of the last fact of their newest stream.
+
+    The caller holds their locks, so cursor and books belong together. A machine without a stream is told nothing yet.
+    """
+    if not dispenser_ids:
+        return
+    newest = {cursor.dispenser_id: cursor for cursor in cursors(connection, dispenser_ids)}
+    plans = planogram(connection, dispenser_ids)
+    books = store.read_books(connection, dispenser_ids=dispenser_ids)
+    for dispenser_id, cursor in newest.items():
+        planned = {plan.slot for plan in plans.get(dispenser_id, [])}
+        stocked = {slot for owner, slot in books if owner == dispenser_id}
+        claims = []
+        for slot in sorted(planned | stocked):
+            book, _ = books.get((dispenser_id, slot)) or (SlotBook(dispenser_id, slot), None)
+            queue = [{"lot": run.lot, "packs": run.packs} for run in book.queue]
+            claims.append({"slot": slot, "queue": queue})
+        payload = {"stream_id": cursor.stream_id, "as_of_seq": cursor.through_seq, "slots": claims}
+        outgoing.tell(connection, dispenser_id, Channel.BOOKS, payload, now)
