@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select, text
 
 from fleet_server.database import Connection, metadata, unnest_insert
 from fleet_server.devices.store import MOMENT
@@ -59,7 +59,7 @@ def record(connection: Connection, changes: Sequence[FaultChange]) -> None:
             connection.execute(
                 text("""
                 UPDATE faults SET cleared_at = c.at
-                FROM unnest(:ids ::text[], :slots ::int[], :codes ::text[], :ats ::timestamptz[]) AS c(id, slot, code, at)
+                FROM unnest(CAST(:ids AS text[]), CAST(:slots AS int[]), CAST(:codes AS text[]), CAST(:ats AS timestamptz[])) AS c(id, slot, code, at)
                 WHERE faults.dispenser_id = c.id AND faults.slot = c.slot AND faults.code = c.code AND cleared_at IS NULL
                 """),
                 {
@@ -78,3 +78,23 @@ def _runs(changes: Sequence[FaultChange]) -> list[tuple[bool, list[FaultChange]]
             runs.append((change.opened, []))
         runs[-1][1].append(change)
     return runs
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFault:
+    """A fault that has begun and not ended."""
+
+    dispenser_id: str
+    slot: int
+    code: str
+    source: str
+    detail: str
+    opened_at: datetime
+
+
+def open_faults(connection: Connection, dispenser_ids: Sequence[str] | None = None) -> list[OpenFault]:
+    """Return open faults, oldest first."""
+    query = select(*(faults.c[name] for name in OpenFault.__dataclass_fields__)).where(faults.c.cleared_at.is_(None))
+    if dispenser_ids is not None:
+        query = query.where(faults.c.dispenser_id.in_(dispenser_ids))
+    return [OpenFault(**row) for row in connection.execute(query.order_by(faults.c.opened_at, faults.c.id)).mappings()]

@@ -1,0 +1,26 @@
+"""The corrected time of a fact: wall time is an attribute that a machine may have wrong; the order never depends on it. Pure."""
+
+from datetime import UTC, datetime, timedelta
+
+from fleet_server.devices.machines import Cursor
+from protocol.messages import FactBase
+
+
+def wall(fact: FactBase) -> datetime:
+    """Return the machine's own wall time."""
+    return datetime.fromtimestamp(fact.at_ms / 1000, UTC)
+
+
+def corrected(fact: FactBase, last: Cursor, received_at: datetime) -> datetime:
+    """Return the best known time of a fact: never later than its arrival.
+
+    A trusted wall time stands. Otherwise the time since the stream's last fact of the same boot counts, and without one
+    the fact is bounded by its neighbours: not before the last fact, not after its arrival.
+    """
+    if fact.clock_trusted:
+        return min(wall(fact), received_at)
+    if last.last_at is None:
+        return min(wall(fact), received_at)
+    if last.last_boot_id == fact.boot_id and last.last_mono_ms is not None:
+        return min(last.last_at + timedelta(milliseconds=fact.mono_ms - last.last_mono_ms), received_at)
+    return min(max(wall(fact), last.last_at), received_at)
