@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from protocol.messages import SlotPlan
+from protocol.topics import Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,23 @@ class Cursor:
     last_at: datetime | None = None
     last_boot_id: str | None = None
     last_mono_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way. `key` is what the answer names: an order id, or a version."""
+
+    id: int
+    dispenser_id: str
+    channel: Channel
+    key: str
+    payload: dict[str, Any]
+    created_at: datetime
+    expires_at: datetime | None
+    sent_at: datetime | None
+    answered_at: datetime | None
+    answer: str | None
+    answer_detail: str | None
 
 
 Planogram = dict[str, list[SlotPlan]]

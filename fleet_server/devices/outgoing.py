@@ -1,33 +1,16 @@
 """Everything that is to be sent to machines. A feature asks here, in its own transaction; ingest sends until answered."""
 
 import uuid
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from fleet_server.database import Connection
 from fleet_server.devices import outgoing_store as store
+from fleet_server.devices.machines import Outgoing
 from fleet_server.errors import NotFoundError
 from protocol.topics import Channel
 
 OrderKind = Literal["unlock", "test_vend", "clear_jam", "reboot", "self_test", "new_stream"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message on its way. `key` is what the answer names: an order id, or a version."""
-
-    id: int
-    dispenser_id: str
-    channel: Channel
-    key: str
-    payload: dict[str, Any]
-    created_at: datetime
-    expires_at: datetime | None
-    sent_at: datetime | None
-    answered_at: datetime | None
-    answer: str | None
-    answer_detail: str | None
 
 
 def order(

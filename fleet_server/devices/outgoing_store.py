@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, text, update
 
 from fleet_server.database import Connection, unnest_insert
-from fleet_server.devices.outgoing import Outgoing
+from fleet_server.devices.machines import Outgoing
 from fleet_server.devices.store import outgoing
 from protocol.topics import Channel
 

@@ -191,7 +191,7 @@ def read_balances(connection: Connection, account_prefix: str | None, limit: int
     if account_prefix is not None:
         query = query.where(balances.c.account.startswith(account_prefix, autoescape=True))
     query = query.order_by(balances.c.account, balances.c.product, balances.c.lot).limit(limit)
-    return [tuple(row) for row in connection.execute(query)]  # type: ignore[misc]
+    return [tuple(row) for row in connection.execute(query)]
 
 
 def stock_by_lot(connection: Connection, account: str) -> list[tuple[str, str, date | None, str | None, int]]:
@@ -202,7 +202,7 @@ def stock_by_lot(connection: Connection, account: str) -> list[tuple[str, str, d
         .where(balances.c.account == account, balances.c.units != 0)
         .order_by(balances.c.product, lots.c.expires_on, balances.c.lot)
     )
-    return [tuple(row) for row in connection.execute(query)]  # type: ignore[misc]
+    return [tuple(row) for row in connection.execute(query)]
 
 
 def dispensed_per_slot(
@@ -261,13 +261,14 @@ def write_lot(connection: Connection, product: str, lot: str, expires_on: date, 
     row = {"product": product, "lot": lot, "expires_on": expires_on, "created_at": now}
     connection.execute(insert(lots).values(row).on_conflict_do_nothing())
     query = select(lots.c.expires_on).where(lots.c.product == product, lots.c.lot == lot)
-    return connection.execute(query).scalar_one()
+    stands: date = connection.execute(query).scalar_one()
+    return stands
 
 
 def read_lots(connection: Connection) -> list[tuple[str, str, date, str | None]]:
     """Return all lots: (product, lot, expires_on, blocked)."""
     query = select(lots.c.product, lots.c.lot, lots.c.expires_on, lots.c.blocked)
-    return [tuple(row) for row in connection.execute(query.order_by(lots.c.product, lots.c.expires_on))]  # type: ignore[misc]
+    return [tuple(row) for row in connection.execute(query.order_by(lots.c.product, lots.c.expires_on))]
 
 
 def set_blocked(connection: Connection, product: str, lot: str, reason: str | None) -> bool:
