@@ -10,7 +10,19 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-__all__ = ["Connection", "Database", "DatabaseUnavailableError", "metadata", "migrate", "unnest_insert"]
+__all__ = [
+    "Connection",
+    "Database",
+    "DatabaseError",
+    "DatabaseUnavailableError",
+    "is_disconnect",
+    "metadata",
+    "migrate",
+    "unnest_insert",
+]
+
+DatabaseError = DBAPIError
+"""What the database or the way to it refuses."""
 
 metadata: Final = MetaData(
     naming_convention={
@@ -59,6 +71,11 @@ class Database:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+
+
+def is_disconnect(error: DBAPIError) -> bool:
+    """Tell whether trying again later can help: the server is away, restarting, or chose us to end a deadlock."""
+    return error.connection_invalidated or isinstance(error, OperationalError)
 
 
 def _psycopg(url: str) -> str:

@@ -17,7 +17,6 @@ from fleet_server.devices.store import (
 )
 
 
-
 __all__ = [
     "Dispenser",
     "Planogram",

@@ -40,9 +40,7 @@ def write(
 
 def next_version(connection: Connection, dispenser_id: str, channel: Channel) -> int:
     """Return the version after the newest one; the caller holds the machine's lock."""
-    query = text(
-        "SELECT coalesce(max(key::bigint), 0) + 1 FROM outgoing WHERE dispenser_id = :d AND channel = :c"
-    )
+    query = text("SELECT coalesce(max(key::bigint), 0) + 1 FROM outgoing WHERE dispenser_id = :d AND channel = :c")
     return int(connection.execute(query, {"d": dispenser_id, "c": str(channel)}).scalar_one())
 
 
@@ -50,9 +48,7 @@ def supersede(connection: Connection, dispenser_id: str, channel: Channel, now: 
     """Answer the older versions that still wait: a newer one replaces them."""
     connection.execute(
         update(outgoing)
-        .where(
-            outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == channel, outgoing.c.answered_at.is_(None)
-        )
+        .where(outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == channel, outgoing.c.answered_at.is_(None))
         .values(answered_at=now, answer="superseded")
     )
 
@@ -113,6 +109,11 @@ def mark_sent(connection: Connection, rows: Sequence[tuple[int, str, int]], now:
              AS s(id, stream_id, session) WHERE outgoing.id = s.id"""),
         {"now": now, "ids": [r[0] for r in rows], "streams": [r[1] for r in rows], "sessions": [r[2] for r in rows]},
     )
+
+
+def forget_sent(connection: Connection) -> None:
+    """Have everything unanswered sent again; what is remembered is the stream, in which an order may have run."""
+    connection.execute(update(outgoing).where(outgoing.c.answered_at.is_(None)).values(sent_session=None))
 
 
 def answer(

@@ -74,9 +74,7 @@ class Transaction:
     tally: Tally = field(default_factory=Tally)
 
 
-def apply(
-    connection: Connection, received: Sequence[Received], now: datetime, epoch: int
-) -> tuple[list[Reply], Tally]:
+def apply(connection: Connection, received: Sequence[Received], now: datetime, epoch: int) -> tuple[list[Reply], Tally]:
     """Apply messages in the order of their arrival; returns the replies that the commit makes true."""
     work = Transaction(connection, now, epoch)
     framed = [(message, batch) for message in received if (batch := _frame(message, work)) is not None]
@@ -196,7 +194,11 @@ def _apply_line(
         reason = str(error)
         at = cursor.last_at or work.now
         work.facts.append(StoredFact(*place, line, None, None, at, work.now, reason))
-        work.faults.append(FaultChange(cursor.dispenser_id, FACT_QUARANTINED, opened=True, at=work.now, detail=f"fact {seq}: {reason}"[:200]))
+        work.faults.append(
+            FaultChange(
+                cursor.dispenser_id, FACT_QUARANTINED, opened=True, at=work.now, detail=f"fact {seq}: {reason}"[:200]
+            )
+        )
         work.tally.quarantined += 1
         quarantined.append(seq)
         return moved
@@ -213,9 +215,7 @@ def _fork(work: Transaction, cursor: Cursor, first_seq: int, lines: tuple[bytes,
     work.faults.append(FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=work.now, detail=detail))
     waits = outgoing.pending(work.connection, cursor.dispenser_id)
     if not any(message.payload.get("kind") == "new_stream" for message in waits):
-        outgoing.order(
-            work.connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=work.now
-        )
+        outgoing.order(work.connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=work.now)
 
 
 def _write(work: Transaction) -> None:

@@ -39,7 +39,7 @@ def book_entries(connection: Connection, entries: Entries, now: datetime) -> lis
     kept: list[tuple[SlotBook, Anchor]] = []
     for key, arrived in sorted(entries.items()):
         book, seen = books.get(key) or (SlotBook(*key), BEFORE_ALL)
-        due = sorted(arrived, key=lambda entry: entry.anchor)
+        due = sorted(arrived, key=_order)
         if due[0].anchor > seen:
             movements += _fold(book, due, now, findings)
             kept.append((book, due[-1].anchor))
@@ -50,6 +50,11 @@ def book_entries(connection: Connection, entries: Entries, now: datetime) -> lis
     store.write_movements(connection, movements)
     store.write_books(connection, kept)
     return findings
+
+
+def _order(entry: Anchored) -> tuple[Anchor, str]:
+    """By anchor; what one person entered at one step, by its id, so that the order never depends on arrival."""
+    return entry.anchor, entry.cause
 
 
 def _fold(book: SlotBook, due: Iterable[Anchored], now: datetime, findings: list[FaultChange]) -> list[Movement]:
@@ -122,8 +127,7 @@ def entries_of_slot(connection: Connection, dispenser_id: str, slot: int) -> lis
                 found.append(entry)
     for row in store.booked_operations(connection, dispenser_id, slot):
         found.append(anchored_operation(row, row["stream_no"], row["seq"]))
-    # Facts keep their own order within one anchor: the sort is stable.
-    return sorted(found, key=lambda entry: entry.anchor)
+    return sorted(found, key=_order)
 
 
 def refold(
@@ -140,7 +144,9 @@ def refold(
             wanted[posting._replace(units=1)] += posting.units
         last = entry.anchor
     if book.units < 0:
-        findings.append(FaultChange(key[0], BOOK_BELOW_ZERO, opened=True, at=now, slot=key[1], detail="after a late entry"))
+        findings.append(
+            FaultChange(key[0], BOOK_BELOW_ZERO, opened=True, at=now, slot=key[1], detail="after a late entry")
+        )
     return book, last, _corrections(book, owed, store.movements_of_slot(connection, *key), now)
 
 

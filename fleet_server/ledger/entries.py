@@ -23,7 +23,9 @@ def entries_of_fact(dispenser_id: str, fact: Fact) -> list[tuple[int, Entry]]:
         case Refill():
             # Nobody said which van: an account of its own, for a dispatcher to look at.
             van = f"unassigned/{dispenser_id}"
-            removed: list[Entry] = [Removed(fact.product, lot.lot, lot.packs, van, "refill_at_machine") for lot in fact.removed]
+            removed: list[Entry] = [
+                Removed(fact.product, lot.lot, lot.packs, van, "refill_at_machine") for lot in fact.removed
+            ]
             added: list[Entry] = [Added(fact.product, lot.lot, lot.packs, van) for lot in fact.added]
             return [(fact.slot, entry) for entry in [*removed, *added]]
         case StockLevel():

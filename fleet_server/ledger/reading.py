@@ -49,9 +49,7 @@ class Balance:
     units: int
 
 
-def slot_stock(
-    connection: Connection, dispenser_ids: Sequence[str] | None = None
-) -> dict[tuple[str, int], SlotStock]:
+def slot_stock(connection: Connection, dispenser_ids: Sequence[str] | None = None) -> dict[tuple[str, int], SlotStock]:
     """Return the books of slots that ever had an entry, by (dispenser_id, slot)."""
     lots = {(product, lot): (expires_on, blocked) for product, lot, expires_on, blocked in store.read_lots(connection)}
     stock = {}

@@ -1,0 +1,30 @@
+"""Prometheus metrics of ingest."""
+
+from time import monotonic
+
+from prometheus_client import Counter, Gauge
+
+from fleet_server.ingest.apply import Tally
+
+__all__ = ["DEAD_LETTERS", "QUEUE", "count", "monotonic"]
+
+FACTS = Counter("fleet_ingest_facts_total", "Facts committed")
+DUPLICATES = Counter("fleet_ingest_duplicates_total", "Facts that came again with the same bytes")
+GAPS = Counter("fleet_ingest_gaps_total", "Batches beyond the cursor of their stream")
+FORKS = Counter("fleet_ingest_forks_total", "Batches of another history than the one stored")
+QUARANTINED = Counter("fleet_ingest_quarantined_total", "Facts that no version can read")
+DEAD_LETTERS = Counter("fleet_ingest_dead_letters_total", "Messages that could not be read or applied")
+QUEUE = Gauge("fleet_ingest_queue_messages", "Messages that wait for the ingest worker")
+
+
+def count(tally: Tally | None, dead: int) -> None:
+    """Add what one transaction did."""
+    DEAD_LETTERS.inc(dead)
+    if tally is None:
+        return
+    FACTS.inc(tally.facts)
+    DUPLICATES.inc(tally.duplicates)
+    GAPS.inc(tally.gaps)
+    FORKS.inc(tally.forks)
+    QUARANTINED.inc(tally.quarantined)
+    DEAD_LETTERS.inc(tally.dead_letters)
