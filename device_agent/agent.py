@@ -1,0 +1,335 @@
+"""The agent: decides, keeps what it did, and asks the world for effects. No clock, no socket, no sleep."""
+
+import random
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, assert_never
+
+from device_agent import events as ev
+from device_agent.config import ConfigMixin
+from device_agent.dispensing import DispensingMixin
+from device_agent.doors import DoorMixin
+from device_agent.effects import Display, Effect, Publish, Show, SlotShown
+from device_agent.machine import Change, State, after
+from device_agent.moment import Moment
+from device_agent.ordering import OrdersMixin
+from device_agent.outbox import Outbox, OutboxError, SlotBook
+from device_agent.quota import Quota
+from device_agent.sending import Sender
+from device_agent.settings import AgentSettings
+from device_agent.vending import Plan, refusal_of_stock
+from protocol.codec import CodecError, decode_ack, encode
+from protocol.messages import (
+    Board,
+    ClockChanged,
+    Count,
+    Desired,
+    FaultCleared,
+    FaultRaised,
+    LotPacks,
+    Refill,
+    SlotClaim,
+    Started,
+    Status,
+    StockLevel,
+    Vitals,
+)
+from protocol.topics import Channel
+
+CLOCK_JUMP_MS: Final = 120_000
+STORAGE_RETRY_MS: Final = 30_000
+DAY_MS: Final = 86_400_000
+CLAIMS_PER_FACT: Final = 12
+"""Slots in one stock_level fact: a dozen with several lots each stay well below the limit of 4 KiB."""
+
+
+class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
+    """One dispenser. `handle` and `tick` return what the world is to do; `at` is always given."""
+
+    def __init__(
+        self, settings: AgentSettings, outbox: Outbox, board: Board, randomness: random.Random, boot_id: str
+    ) -> None:
+        self.settings, self.outbox, self._board = settings, outbox, board
+        self._randomness, self._boot_id = randomness, boot_id
+        self.sender = Sender(outbox, randomness)
+        self.state = State.STARTING
+        self._quota = Quota()
+        desired = outbox.meta.get("desired")
+        self.plan = Plan.of(None if desired is None else Desired.model_validate(desired, strict=False))
+        self._door_open = False
+        self._key_on = False
+        self._unlocked_ms: int | None = None
+        self._unlock_order: str | None = None
+        self._link_up = False
+        self.session_began_ms = 0
+        self._readings = ev.SensorRead()
+        self._offset_ms: int | None = None
+        self._vitals_due_ms = 0
+        self._stock_due_wall_ms: int | None = None
+        self._stock_jitter_ms = randomness.randrange(0, 3_600_000)
+        self._vend_due_ms: int | None = None
+        self._storage_due_ms: int | None = None
+
+    # ------------------------------------------------------------ time
+
+    def _when(self, at: Moment) -> dict[str, Any]:
+        return {"at_ms": at.wall_ms, "mono_ms": at.mono_ms, "boot_id": self._boot_id, "clock_trusted": at.trusted}
+
+    def _local(self, at: Moment) -> datetime:
+        """Local time as far as it is known: never before the latest trusted moment the machine remembers."""
+        floor = int(self.outbox.meta.get("trusted_wall_ms", 0))
+        wall_ms = at.wall_ms if at.trusted else max(floor, at.wall_ms)
+        return datetime.fromtimestamp(wall_ms / 1000, UTC) + timedelta(minutes=self.settings.utc_offset_min)
+
+    def _today(self, at: Moment) -> date:
+        return self._local(at).date()
+
+    def _watch_clock(self, at: Moment) -> None:
+        offset = at.wall_ms - at.mono_ms
+        if self._offset_ms is not None and abs(offset - self._offset_ms) > CLOCK_JUMP_MS:
+            self._keep(ClockChanged(**self._when(at), was_ms=max(0, at.mono_ms + self._offset_ms)))
+            self._stock_due_wall_ms = None
+        self._offset_ms = offset
+
+    # ------------------------------------------------------------ the two ways in
+
+    def start(
+        self, at: Moment, life_count: int | None = None, last_board_sequence: int | None = None, door_open: bool = False
+    ) -> list[Effect]:
+        """Begin: settle what a former run left open, and say so."""
+        self._offset_ms = at.wall_ms - at.mono_ms
+        self._vitals_due_ms = at.mono_ms + self._randomness.randrange(0, 60_000)
+        outbox = self.outbox
+        if "board_sequence" not in outbox.meta:
+            outbox.record(meta={"board_sequence": last_board_sequence or 0})
+        self._keep(self.started(at, "new_stream" if outbox.last_seq == 0 else "start", life_count))
+        self._finish_interrupted_orders(at)
+        effects: list[Effect] = []
+        if self.state is State.OUT_OF_SERVICE:
+            return effects
+        if outbox.intents:
+            self.state = after(self.state, Change.VEND_BEGAN)
+            effects += self._ask_about(outbox.intents[0], life_count, at)
+        else:
+            self.state = after(self.state, Change.RECOVERED)
+        if door_open:
+            effects += self._door_opened(at, life_count)
+        elif outbox.meta.get("door_session"):
+            self._close_session(at, life_count)
+        return effects
+
+    def started(self, at: Moment, reason: Any, life_count: int | None = None) -> Started:
+        """The first word of an agent, or of a stream."""
+        return Started(
+            **self._when(at),
+            reason=reason,
+            agent_version=self.settings.agent_version,
+            board=self._board,
+            life_count=life_count,
+            desired_version=self.outbox.meta.get("desired_version"),
+        )
+
+    def handle(self, event: ev.Event, at: Moment) -> list[Effect]:
+        """Take one event; returns what is to be done."""
+        self._watch_clock(at)
+        try:
+            effects = self._handle(event, at)
+        except OutboxError:
+            effects = self._storage_failed(at)
+        return effects + self.sender.pump(at)
+
+    def _handle(self, event: ev.Event, at: Moment) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - one arm an event
+        match event:
+            case ev.SlotChosen(slot):
+                return self._choose(slot, at)
+            case ev.ProductChosen(product):
+                return self._choose_product(product, at)
+            case ev.VendEnded():
+                return self._vend_ended(event, at)
+            case ev.BoardAnswered():
+                result = event.result or self._without_answer()
+                return self._vend_ended(ev.VendEnded(event.board_sequence, result, None, event.life_count), at)
+            case ev.DoorChanged(is_open, life_count):
+                return self._door_opened(at, life_count) if is_open else self._door_closed(at, life_count)
+            case ev.ServiceKeyTurned(on):
+                self._key_on = on
+                return []
+            case ev.BoardFault(code, slot, detail):
+                self._keep(FaultRaised(**self._when(at), code=code, slot=slot, detail=detail))
+                return []
+            case ev.BoardFaultEnded(code, slot):
+                self._keep(FaultCleared(**self._when(at), code=code, slot=slot))
+                return []
+            case ev.SensorRead():
+                self._readings = event
+                return []
+            case ev.LinkUp():
+                return self._link_came_up(at)
+            case ev.LinkDown():
+                self._link_up = False
+                self.sender.link_down()
+                return []
+            case ev.MessageArrived(channel, payload):
+                return self._message(channel, payload, at)
+            case ev.OrderDone(order_id, ok, detail):
+                return self.order_done(order_id, ok=ok, detail=detail, at=at)
+            case ev.LocalCount() | ev.LocalRefill():
+                return self._entered_here(event, at)
+            case _:
+                assert_never(event)
+
+    def tick(self, at: Moment) -> list[Effect]:
+        """Do what is due."""
+        self._watch_clock(at)
+        effects: list[Effect] = []
+        try:
+            if self._storage_due_ms is not None and at.mono_ms >= self._storage_due_ms:
+                effects += self._try_storage(at)
+            if self._vend_due_ms is not None and at.mono_ms >= self._vend_due_ms:
+                effects += self._vend_overdue(at)
+            if at.mono_ms >= self._vitals_due_ms:
+                effects += self._vitals(at)
+            if at.wall_ms >= self._stock_due(at):
+                self._tell_stock(at)
+        except OutboxError:
+            effects += self._storage_failed(at)
+        return effects + self.sender.tick(at)
+
+    def wakes_at_ms(self) -> int | None:
+        """The monotonic time of the next tick that has something to do."""
+        offset = self._offset_ms or 0
+        stock_ms = None if self._stock_due_wall_ms is None else self._stock_due_wall_ms - offset
+        due = [self.sender.wakes_at_ms(), self._vitals_due_ms, stock_ms, self._vend_due_ms, self._storage_due_ms]
+        return min(ms for ms in due if ms is not None)
+
+    # ------------------------------------------------------------ storage
+
+    def _keep(self, *facts: Any, **changes: Any) -> None:
+        """Commit, or be out of service."""
+        try:
+            self.outbox.record(*facts, **changes)
+        except OutboxError:
+            if self.state is not State.OUT_OF_SERVICE:
+                self.outbox.give_up_reserve()
+                self.state = after(self.state, Change.STORAGE_FAILED)
+            raise
+
+    def _storage_failed(self, at: Moment) -> list[Effect]:
+        """Nothing can be committed, so nothing is vended: better no pack than one that nobody counts."""
+        if self.state is not State.OUT_OF_SERVICE:
+            self.state = after(self.state, Change.STORAGE_FAILED)
+        self._storage_due_ms = at.mono_ms + STORAGE_RETRY_MS
+        return [Show(self.display())]
+
+    def _try_storage(self, at: Moment) -> list[Effect]:
+        self._keep(
+            FaultRaised(**self._when(at), code="STORAGE_FULL", detail="out of service until it could write again")
+        )
+        self._keep(FaultCleared(**self._when(at), code="STORAGE_FULL"))
+        self._storage_due_ms = None
+        self.state = after(self.state, Change.STORAGE_BACK)
+        effects: list[Effect] = []
+        if self.outbox.intents:
+            self.state = after(self.state, Change.VEND_BEGAN)
+            effects += self._ask_about(self.outbox.intents[0], None, at)
+        if self._door_open:
+            self._door_open = False
+            effects += self._door_opened(at, None)
+        elif self.outbox.meta.get("door_session"):
+            self._close_session(at, None)
+        return effects
+
+    # ------------------------------------------------------------ what the machine tells
+
+    def _vitals(self, at: Moment) -> list[Effect]:
+        self._vitals_due_ms = at.mono_ms + self.settings.vitals_every_s * 1000
+        if not self._link_up:
+            return []
+        vitals = Vitals(
+            stream_id=self.outbox.stream_id,
+            session=int(self.outbox.meta.get("session", 0)),
+            at_ms=at.wall_ms,
+            agent_version=self.settings.agent_version,
+            pending_facts=self.outbox.pending,
+            temperature_c=self._readings.temperature_c,
+            humidity_pct=self._readings.humidity_pct,
+            signal_dbm=self._readings.signal_dbm,
+            supply_mv=self._readings.supply_mv,
+            battery_mv=self._readings.battery_mv,
+        )
+        return [Publish(Channel.VITALS, encode(vitals), qos=0)]
+
+    def _stock_due(self, at: Moment) -> int:
+        """Wall time of the next daily stock level: a fixed local hour, spread over it by machine."""
+        if self._stock_due_wall_ms is None:
+            offset_ms = self.settings.utc_offset_min * 60_000
+            hour_ms = self.settings.stock_level_hour * 3_600_000 + self._stock_jitter_ms
+            local = at.wall_ms + offset_ms
+            due = local - local % DAY_MS + hour_ms
+            self._stock_due_wall_ms = (due if due > local else due + DAY_MS) - offset_ms
+        return self._stock_due_wall_ms
+
+    def _tell_stock(self, at: Moment) -> None:
+        self._stock_due_wall_ms = None
+        claims = [
+            SlotClaim(slot=slot, queue=[LotPacks(lot=lot, packs=packs) for lot, packs in self.book(slot).queue])
+            for slot in sorted(self.plan.slots)
+        ]
+        for first in range(0, len(claims), CLAIMS_PER_FACT):
+            self._keep(StockLevel(**self._when(at), slots=claims[first : first + CLAIMS_PER_FACT]))
+        self._stock_due(at)
+
+    def _link_came_up(self, at: Moment) -> list[Effect]:
+        session = int(self.outbox.meta.get("session", 0)) + 1
+        self._keep(meta={"session": session})
+        self._link_up = True
+        self.session_began_ms = at.mono_ms
+        self.sender.link_up(at)
+        return [Publish(Channel.STATUS, self._status(session, at, online=True), qos=1, retain=True)]
+
+    def _status(self, session: int, at: Moment, *, online: bool) -> bytes:
+        status = Status(stream_id=self.outbox.stream_id, session=session, online=online, at_ms=at.wall_ms)
+        return encode(status)
+
+    def will(self, at: Moment) -> bytes:
+        """The last will of the next session, which the connection is made with."""
+        return self._status(int(self.outbox.meta.get("session", 0)) + 1, at, online=False)
+
+    def _message(self, channel: Channel, payload: bytes, at: Moment) -> list[Effect]:
+        """Take a message of the server; one that cannot be read is dropped: the server sends it again."""
+        arms: dict[Channel, Callable[[bytes, Moment], list[Effect]]] = {
+            Channel.ORDERS: self.order_arrived,
+            Channel.DESIRED: self.desired_arrived,
+            Channel.BOOKS: self.books_arrived,
+        }
+        try:
+            if channel is Channel.ACK:
+                return self.sender.answered(decode_ack(payload), at)
+            return arms[channel](payload, at) if channel in arms else []
+        except CodecError:
+            return []
+
+    def _entered_here(self, event: ev.LocalCount | ev.LocalRefill, at: Moment) -> list[Effect]:
+        session = self.outbox.meta.get("door_session") or None
+        fact: Count | Refill
+        if isinstance(event, ev.LocalCount):
+            fact = Count(**self._when(at), slot=event.slot, counted=event.counted, session=session)
+        else:
+            lots: dict[str, Any] = {"added": list(event.added), "removed": list(event.removed)}
+            fact = Refill(**self._when(at), slot=event.slot, product=event.product, session=session, **lots)
+        self.entered(fact)
+        return []
+
+    # ------------------------------------------------------------ what the screen shows
+
+    def book(self, slot: int) -> SlotBook:
+        """What the machine believes of a slot."""
+        return self.outbox.slots.get(slot) or SlotBook()
+
+    def display(self, message: str | None = None) -> Display:
+        """What the screen shows now. Expiry is judged when somebody asks: the screen has no clock."""
+        shown = {}
+        for slot, plan in self.plan.slots.items():
+            reason = refusal_of_stock(self.plan, plan, self.book(slot), date.min)
+            shown[slot] = SlotShown(plan.product, reason is None, reason and str(reason))
+        return Display(str(self.state), self.outbox.meta.get("door_session") or None, shown, message)

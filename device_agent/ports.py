@@ -1,0 +1,45 @@
+"""What the parts of the agent share."""
+
+from datetime import date, datetime
+from typing import Any
+
+from device_agent.effects import Display, Effect
+from device_agent.machine import State
+from device_agent.moment import Moment
+from device_agent.outbox import Outbox, SlotBook
+from device_agent.sending import Sender
+from device_agent.vending import Plan
+
+
+class AgentParts:
+    """The members of the agent that its parts use; the agent itself fills them."""
+
+    outbox: Outbox
+    sender: Sender
+    plan: Plan
+    session_began_ms: int
+    state: State
+
+    def _when(self, at: Moment) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _keep(self, *facts: Any, **changes: Any) -> None:
+        raise NotImplementedError
+
+    def _local(self, at: Moment) -> datetime:
+        raise NotImplementedError
+
+    def _today(self, at: Moment) -> date:
+        raise NotImplementedError
+
+    def order_done(self, order_id: str, *, ok: bool, detail: str, at: Moment) -> list[Effect]:
+        """Answer an order that was carried out."""
+        raise NotImplementedError
+
+    def book(self, slot: int) -> SlotBook:
+        """What the machine believes of a slot."""
+        raise NotImplementedError
+
+    def display(self, message: str | None = None) -> Display:
+        """What the screen shows."""
+        raise NotImplementedError

@@ -1,0 +1,172 @@
+"""Go-back-N on the server's acknowledgement: a fact stops being pending only when the server says so. No I/O."""
+
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from device_agent.effects import Effect, Publish, Reconnect
+from device_agent.moment import Moment
+from device_agent.outbox import Outbox
+from protocol.codec import encode_batch
+from protocol.messages import Ack, AckMessage, BatchHeader, Fork, Gap, Nack
+from protocol.topics import Channel
+from protocol.versions import BATCH_FACTS_MAX
+
+WINDOW_BATCHES_MAX: Final = 4
+ACK_TIMEOUT_MS: Final = 20_000
+ACK_TIMEOUT_MS_MAX: Final = 300_000
+SILENCE_MS_MAX: Final = 60_000
+"""Sending without any acknowledgement for this long means that the connection is not one."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A batch that waits for its acknowledgement."""
+
+    first_seq: int
+    last_seq: int
+    sent_ms: int
+
+
+class Sender:
+    """Sends the outbox in order, a small window ahead of the acknowledgements."""
+
+    def __init__(self, outbox: Outbox, randomness: random.Random) -> None:
+        self._outbox, self._randomness = outbox, randomness
+        self._in_flight: deque[InFlight] = deque()
+        self._up = False
+        self._next_seq = 1
+        self._facts_max = BATCH_FACTS_MAX
+        self._timeout_ms = ACK_TIMEOUT_MS
+        self._heard_ms = 0
+        self._resent_from: int | None = None
+        self._hold_until_ms: int | None = None
+        self.forked = False
+
+    def link_up(self, at: Moment) -> None:
+        """Begin anew from the last acknowledged fact."""
+        self._up = True
+        self._heard_ms = at.mono_ms
+        self._hold_until_ms = None
+        self._rewind()
+
+    def link_down(self) -> None:
+        """Wait for the next connection."""
+        self._up = False
+        self._in_flight.clear()
+
+    def stream_began(self) -> None:
+        """Send the new stream from its beginning."""
+        self.forked = False
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._in_flight.clear()
+        self._resent_from = None
+        self._next_seq = self._outbox.acked_through + 1
+
+    def pump(self, at: Moment) -> list[Effect]:
+        """Send what the window has room for."""
+        effects: list[Effect] = []
+        held = self._hold_until_ms is not None and at.mono_ms < self._hold_until_ms
+        if not self._up or self.forked or held:
+            return effects
+        self._hold_until_ms = None
+        while len(self._in_flight) < WINDOW_BATCHES_MAX and self._next_seq <= self._outbox.last_seq:
+            lines = self._outbox.lines(self._next_seq, self._facts_max)
+            if not lines:
+                break
+            if not self._in_flight:
+                self._heard_ms = max(self._heard_ms, at.mono_ms)
+            header = BatchHeader(
+                dispenser_id=self._outbox.dispenser_id,
+                stream_id=self._outbox.stream_id,
+                first_seq=self._next_seq,
+                prev_digest=self._outbox.digest(self._next_seq - 1).hex(),
+                sent_at_ms=at.wall_ms,
+            )
+            last = self._next_seq + len(lines) - 1
+            self._in_flight.append(InFlight(self._next_seq, last, at.mono_ms))
+            self._next_seq = last + 1
+            effects.append(Publish(Channel.FACTS, encode_batch(header, lines)))
+        return effects
+
+    def answered(self, message: AckMessage, at: Moment) -> list[Effect]:
+        """Take an answer of the server; returns what is sent because of it."""
+        outbox = self._outbox
+        if message.stream_id != outbox.stream_id or message.through_seq > outbox.last_seq:
+            return []
+        self._heard_ms = at.mono_ms
+        epoch = int(outbox.meta.get("epoch", 0))
+        if message.server_epoch < epoch:
+            return []
+        if message.server_epoch > epoch or message.through_seq > outbox.acked_through:
+            rewinds = message.through_seq < outbox.acked_through
+            outbox.acknowledge(message.through_seq, message.server_epoch, at.wall_ms)
+            if rewinds:
+                # The server was restored from a backup: only then may its cursor be lower than we remember.
+                self._rewind()
+            self._progress()
+        match message:
+            case Ack():
+                pass
+            case Gap():
+                self._resend_once(message.through_seq)
+            case Nack():
+                self._facts_max = max(1, self._facts_max // 2)
+                self._rewind()
+                self._hold_until_ms = at.mono_ms + self._jittered(self._timeout_ms)
+                self._timeout_ms = min(self._timeout_ms * 2, ACK_TIMEOUT_MS_MAX)
+            case Fork():
+                self.forked = True
+                self._in_flight.clear()
+        return self.pump(at)
+
+    def _progress(self) -> None:
+        through = self._outbox.acked_through
+        while self._in_flight and self._in_flight[0].last_seq <= through:
+            self._in_flight.popleft()
+        self._next_seq = max(self._next_seq, through + 1)
+        self._timeout_ms = ACK_TIMEOUT_MS
+        self._facts_max = min(BATCH_FACTS_MAX, self._facts_max * 2)
+        self._resent_from = None
+
+    def _resend_once(self, through_seq: int) -> None:
+        """However many gap answers arrive for one gap, it is sent again once; the timeout does the rest."""
+        if self._resent_from != through_seq:
+            self._rewind()
+            self._resent_from = through_seq
+
+    def tick(self, at: Moment) -> list[Effect]:
+        """Send again what was not acknowledged in time; ask for a fresh connection when nothing was for long."""
+        if not self._up:
+            return []
+        if self._in_flight and at.mono_ms - self._heard_ms >= SILENCE_MS_MAX:
+            self._heard_ms = at.mono_ms
+            self._slow_down()
+            return [Reconnect("no acknowledgement for 60 s")]
+        if self._in_flight and at.mono_ms >= self._due_ms():
+            self._slow_down()
+        return self.pump(at)
+
+    def _slow_down(self) -> None:
+        self._rewind()
+        self._facts_max = max(1, self._facts_max // 2)
+        self._timeout_ms = min(self._jittered(self._timeout_ms * 2), ACK_TIMEOUT_MS_MAX)
+
+    def _due_ms(self) -> int:
+        return self._in_flight[0].sent_ms + self._timeout_ms
+
+    def _jittered(self, delay_ms: int) -> int:
+        return int(delay_ms * self._randomness.uniform(0.75, 1.25))
+
+    def wakes_at_ms(self) -> int | None:
+        """The next moment at which `tick` has something to do."""
+        if not self._up or self.forked:
+            return None
+        if self._hold_until_ms is not None:
+            return self._hold_until_ms
+        if self._in_flight:
+            return min(self._due_ms(), self._heard_ms + SILENCE_MS_MAX)
+        return None
