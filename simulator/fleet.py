@@ -1,0 +1,243 @@
+"""The fleet in virtual time: lanes run side by side to the next moment at which the server's clock must move."""
+
+import heapq
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from protocol.topics import Channel
+from simulator.machine import SimulatedMachine
+from simulator.mqtt import Bridge
+from simulator.restockers import Crew, Steps, Work
+from simulator.server_api import ServerApi, ServerError
+from simulator.world import HOUR_MS, World, local, sites
+
+SILENCE_S: Final = 3.0
+"""Real seconds without any answer after which connection and server are looked at."""
+OUTGOING_WAIT_S: Final = 3.0
+SETTLE_S: Final = 0.5
+"""Real seconds in which a server that we have just met sends what it had waiting."""
+RELEASE: Final = timedelta(hours=6, minutes=30)
+BEGIN_WORK: Final = timedelta(hours=8)
+
+
+@dataclass
+class People:
+    """Who the simulation signs in as."""
+
+    administrator: ServerApi
+    dispatcher: ServerApi
+    restocker: ServerApi
+
+
+@dataclass
+class Progress:
+    """How far a run has come, for a progress bar."""
+
+    began_ms: int
+    ends_ms: int
+    now_ms: int
+    facts: int = 0
+
+
+class Fleet:
+    """All machines and people of one depot, kept in a directory."""
+
+    def __init__(self, directory: Path, seed: int, bridge: Bridge, people: People, start_ms: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._bridge, self._people = directory, bridge, people
+        state = self._read_state()
+        self.seed = int(state.get("seed", seed))
+        self.now_ms = max(start_ms, int(state.get("now_ms", 0)))
+        self.world = World(self.seed)
+        self.work = Work(**state.get("work", {}))
+        self.machines = {
+            site.dispenser_id: SimulatedMachine(site, self.world, directory, self.now_ms, bridge.publish)
+            for site in sites()
+        }
+        self.crew = Crew(self.world, self.machines, people.dispatcher, people.restocker, lambda: self.now_ms, self.work)
+        self._desk: list[tuple[int, int, Callable[[], Steps | None]]] = []
+        self._order = itertools.count()
+        self._received = 0
+        self._plan_desk()
+
+    # ------------------------------------------------------------ keeping
+
+    def _read_state(self) -> dict[str, Any]:
+        path = self._directory / "fleet.json"
+        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return state
+
+    def save(self) -> None:
+        """Keep where virtual time stands, and the physical truth of every machine."""
+        work = {name: value for name, value in vars(self.work).items() if name != "problems"}
+        state = {"seed": self.seed, "now_ms": self.now_ms, "work": work}
+        (self._directory / "fleet.json").write_text(json.dumps(state))
+        for machine in self.machines.values():
+            machine.save()
+
+    def close(self) -> None:
+        """Save, and let every machine say goodbye."""
+        self.save()
+        for machine in self.machines.values():
+            machine.close()
+
+    # ------------------------------------------------------------ the desk
+
+    def _plan_desk(self) -> None:
+        day = local(self.now_ms).replace(hour=0, minute=0, second=0, microsecond=0)
+        for offset, what in ((RELEASE, self._release), (BEGIN_WORK, self._begin_work)):
+            at = day + offset
+            at_ms = int(at.timestamp() * 1000)
+            if at_ms < self.now_ms:
+                at_ms += 24 * HOUR_MS
+            self._at_desk(at_ms, what)
+
+    def _at_desk(self, at_ms: int, what: Callable[[], Steps | None]) -> None:
+        heapq.heappush(self._desk, (at_ms, next(self._order), what))
+
+    def _release(self) -> None:
+        self._at_desk(self.now_ms + 24 * HOUR_MS, self._release)
+        self.crew.release()
+
+    def _begin_work(self) -> None:
+        self._at_desk(self.now_ms + 24 * HOUR_MS, self._begin_work)
+        for tour in self.crew.begin_work():
+            self._step(tour)
+
+    def _step(self, steps: Steps) -> None:
+        """Let a person do the next thing, and come back when the time that takes is over."""
+        pause_ms = next(steps, None)
+        if pause_ms is not None:
+            self._at_desk(self.now_ms + pause_ms, lambda: self._step(steps))
+
+    def _run_desk(self) -> None:
+        while self._desk and self._desk[0][0] <= self.now_ms:
+            heapq.heappop(self._desk)[2]()
+        self.crew.send_late()
+
+    # ------------------------------------------------------------ virtual time
+
+    def play(self, end_ms: int, patience_s: float, report: Callable[[Progress], None]) -> None:
+        """Play to a virtual moment; the server's clock follows, and its jobs run on the way."""
+        progress = Progress(self.now_ms, end_ms, self.now_ms)
+        self._synchronise(patience_s)
+        while self.now_ms < end_ms:
+            next_hour = self.now_ms - self.now_ms % HOUR_MS + HOUR_MS
+            target = min(end_ms, next_hour, *(at_ms for at_ms, _, _ in self._desk[:1]))
+            target = max(target, self.now_ms)
+            self._run_lanes(target, patience_s)
+            self.now_ms = target
+            self._synchronise(patience_s)
+            self._run_desk()
+            progress.now_ms, progress.facts = target, sum(machine.facts() for machine in self.machines.values())
+            report(progress)
+
+    def finish(self, patience_s: float) -> None:
+        """End outages and send what is still to be sent, so that everything is told."""
+        for machine in self.machines.values():
+            machine.heal()
+        for _ in range(20):
+            self.now_ms += 30_000
+            self._run_lanes(self.now_ms, patience_s)
+            self._synchronise(patience_s)
+            self.crew.send_late(all_of_it=True)
+            if not any(machine.pending() for machine in self.machines.values()):
+                return
+
+    def _run_lanes(self, end_ms: int, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        waiting = {machine_id for machine_id, machine in self.machines.items() if not machine.run_until(end_ms)}
+        while waiting:
+            arrived = self._bridge.take(SILENCE_S)
+            if arrived is None:
+                self._after_silence(waiting, deadline)
+                waiting = {machine_id for machine_id in waiting if not self.machines[machine_id].run_until(end_ms)}
+                continue
+            deadline = time.monotonic() + patience_s
+            machine_id = self._hand_over(*arrived)
+            if machine_id in waiting and self.machines[machine_id].run_until(end_ms):
+                waiting.discard(machine_id)
+
+    def _hand_over(self, machine_id: str, channel: Channel, payload: bytes) -> str:
+        self._received += channel is not Channel.ACK
+        machine = self.machines.get(machine_id)
+        if machine is not None:
+            machine.message(channel, payload)
+        return machine_id
+
+    def _after_silence(self, waiting: set[str], deadline: float) -> None:
+        """Nothing came for seconds: the broker or the server is away. Machines would lose their connection, and so do these."""
+        while time.monotonic() < deadline:
+            if self._bridge.connected and self._server_is_ready():
+                break
+            time.sleep(0.3)
+        for machine_id in waiting:
+            self.machines[machine_id].give_up_waiting()
+            self.machines[machine_id].reconnect()
+
+    def _server_is_ready(self) -> bool:
+        try:
+            return bool(self._people.administrator.is_ready())
+        except ServerError:
+            return False
+
+    def _synchronise(self, patience_s: float) -> None:
+        """Bring the server's clock here, and deliver what it sends of itself because of that."""
+        at = datetime.fromtimestamp(self.now_ms / 1000, UTC).isoformat()
+        for _ in range(4):
+            answer = self._people.administrator.post("/clock/advance", {"to": at})
+            self._await_messages(int(answer["messages_sent"]))
+            if not [machine for machine in self.machines.values() if machine.deliver()]:
+                return
+            self._run_lanes(self.now_ms, patience_s)
+
+    def _await_messages(self, total: int) -> None:
+        """Wait until all that the server says it has sent so far is here; `total` begins anew when it restarts."""
+        known = self._sent_before is not None and total >= self._sent_before
+        self._sent_before = total
+        deadline = time.monotonic() + (OUTGOING_WAIT_S if known else SETTLE_S)
+        while not (known and self._received >= total + self._offset) and time.monotonic() < deadline:
+            arrived = self._bridge.take(0.02)
+            if arrived is not None:
+                self._hand_over(*arrived)
+        if not known:
+            self._offset = self._received - total
+
+    _sent_before: int | None = None
+    _offset = 0
+
+    # ------------------------------------------------------------ the wall clock
+
+    def live(self, speed: float, stop: Callable[[], bool]) -> None:
+        """Go on in real time, or faster by a factor, until told to stop."""
+        began_s, base_ms = time.monotonic(), self.now_ms
+        heard_s = began_s
+        while not stop():
+            arrived = self._bridge.take(0.05)
+            while arrived is not None:
+                heard_s = time.monotonic()
+                self._hand_over(*arrived)
+                arrived = self._bridge.take(0.0)
+            self.now_ms = base_ms + int((time.monotonic() - began_s) * 1000 * speed)
+            quiet = time.monotonic() - heard_s > SILENCE_S
+            for machine in self.machines.values():
+                if machine.waits and quiet:
+                    machine.give_up_waiting()
+                if machine.run_until(self.now_ms):
+                    machine.deliver()
+            if quiet:
+                heard_s = time.monotonic()
+            self._run_desk_live()
+
+    def _run_desk_live(self) -> None:
+        """People wait for a server that is away; the machines do not."""
+        try:
+            self._run_desk()
+        except ServerError as error:
+            self.work.problems.append(str(error))

@@ -1,0 +1,93 @@
+"""The one door to the broker: many dispensers over one connection, in the name of the simulated fleet."""
+
+import queue
+import threading
+import time
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+from protocol.topics import FROM_SERVER, Channel, TopicError, every, parse, topic
+
+KEEPALIVE_S: Final = 30
+
+Arrived = tuple[str, Channel, bytes]
+
+
+class BridgeError(RuntimeError):
+    """The broker does not take us."""
+
+
+class Bridge:
+    """Publishes for every dispenser, and hands what the server sends to a queue that the simulation empties."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "mqtt" or not parts.hostname:
+            raise BridgeError(
+                f"--broker {parts.scheme}://{parts.hostname or ''}: expected mqtt://USER:PASSWORD@HOST:PORT"
+            )
+        self._where = (parts.hostname, parts.port or 1883)
+        self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
+        self._up = threading.Event()
+        self._refused: str | None = None
+        self.reconnects = 0
+        self._client = Client(CallbackAPIVersion.VERSION2, clean_session=True)
+        self._client.username_pw_set(parts.username, parts.password)
+        self._client.reconnect_delay_set(min_delay=1, max_delay=2)
+        self._client.max_inflight_messages_set(2_000)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+
+    def start(self, patience_s: float = 10) -> None:
+        """Connect; raises BridgeError when no broker takes us in time."""
+        self._client.connect_async(*self._where, KEEPALIVE_S)
+        self._client.loop_start()
+        if not self._up.wait(patience_s):
+            raise BridgeError(f"--broker {self._where[0]}:{self._where[1]}: {self._refused or 'nothing answers there'}")
+
+    def stop(self) -> None:
+        """Disconnect once everything is sent, or after a moment."""
+        deadline = time.monotonic() + 2
+        while self._client.want_write() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def publish(self, dispenser_id: str, channel: Channel, payload: bytes, qos: int, retain: bool) -> None:
+        """Send one message; without a connection it is lost, as it would be for a machine."""
+        if self._up.is_set():
+            self._client.publish(topic(dispenser_id, channel), payload, qos=qos, retain=retain)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has us."""
+        return self._up.is_set()
+
+    def take(self, timeout_s: float) -> Arrived | None:
+        """Wait for one message."""
+        try:
+            return self.arrived.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._refused = f"the broker says {reason}"
+            return
+        client.subscribe([(every(channel), 1) for channel in FROM_SERVER])
+        self.reconnects += 1
+        self._up.set()
+
+    def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
+        self._up.clear()
+
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        try:
+            where = parse(message.topic)
+        except TopicError:
+            return
+        self.arrived.put((where.dispenser_id, where.channel, bytes(message.payload)))

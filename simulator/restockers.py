@@ -1,0 +1,191 @@
+"""Simulated people: a dispatcher who releases the day's plan and restockers who carry it out, through the phone's API.
+
+Each is a generator that yields how long it takes (ms) until its next step; the fleet brings virtual time there.
+"""
+
+import random
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from simulator.machine import SimulatedMachine
+from simulator.server_api import ServerApi, ServerError
+from simulator.world import World, local
+
+MINUTE_MS: Final = 60_000
+MISCOUNT_SD: Final = 0.3
+"""Boxes a refill or a count is off by (demand_model.json, stock_drift)."""
+FINISHED_OFFLINE: Final = 0.1
+"""Share of visits whose entries are sent hours later, for want of a signal."""
+
+Steps = Generator[int, None, None]
+
+
+@dataclass
+class Work:
+    """What the people did."""
+
+    visits: int = 0
+    packs_loaded: int = 0
+    late_visits: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class Crew:
+    """The people of one depot."""
+
+    def __init__(
+        self,
+        world: World,
+        machines: Mapping[str, SimulatedMachine],
+        dispatcher: ServerApi,
+        restocker: ServerApi,
+        now_ms: Callable[[], int],
+        work: Work,
+    ) -> None:
+        self._world, self._machines, self._now_ms, self.work = world, machines, now_ms, work
+        self._dispatcher, self._restocker = dispatcher, restocker
+        self._later: list[tuple[int, str, list[dict[str, Any]]]] = []
+
+    def release(self) -> None:
+        """Release the newest plan if nobody has; the work begins with it."""
+        plans = self._dispatcher.get("/plans")["items"]
+        if plans and plans[0]["state"] == "proposed":
+            self._dispatcher.post(f"/plans/{plans[0]['id']}/release")
+
+    def begin_work(self) -> list[Steps]:
+        """Return a tour for every released work order."""
+        orders = self._restocker.get("/work-orders?state=released")["items"]
+        orders += self._restocker.get("/work-orders?state=picked")["items"]
+        return [self._tour(order["id"]) for order in orders]
+
+    def send_late(self, *, all_of_it: bool = False) -> None:
+        """Send what was entered without a signal and is due now."""
+        due = [entry for entry in self._later if all_of_it or entry[0] <= self._now_ms()]
+        self._later = [entry for entry in self._later if entry not in due]
+        for _, visit_id, operations in due:
+            self._post_operations(visit_id, operations)
+
+    def _tour(self, work_order_id: str) -> Steps:
+        order = self._restocker.get(f"/work-orders/{work_order_id}")
+        draw = self._world.stream("tour", work_order_id)
+        van: dict[tuple[str, str], int] = {}
+        if order["state"] == "released":
+            self._pick(order, van)
+        for stop in order["stops"]:
+            if stop["state"] in {"closed", "skipped"}:
+                continue
+            yield draw.randrange(8, 20) * MINUTE_MS
+            yield from self._visit(stop, van)
+        yield 20 * MINUTE_MS
+        lines = [{"product": p, "lot": lot, "packs": packs} for (p, lot), packs in sorted(van.items()) if packs > 0]
+        body = {"operation_id": self._operation_id("return", work_order_id), "lines": lines}
+        self._try(lambda: self._restocker.post(f"/work-orders/{work_order_id}/return", body))
+
+    def _pick(self, order: dict[str, Any], van: dict[tuple[str, str], int]) -> None:
+        lines = []
+        for stop in order["stops"]:
+            for pick in stop["picks"]:
+                key = (pick["product"], pick["lot"])
+                van[key] = van.get(key, 0) + pick["planned"]
+                fields = {name: pick[name] for name in ("slot", "product", "lot")}
+                lines.append({"dispenser_id": stop["dispenser_id"], "packs": pick["planned"], **fields})
+        body = {"operation_id": self._operation_id("pick", order["id"]), "lines": lines}
+        self._restocker.post(f"/work-orders/{order['id']}/pick", body)
+
+    def _visit(self, stop: dict[str, Any], van: dict[tuple[str, str], int]) -> Steps:
+        machine = self._machines[stop["dispenser_id"]]
+        visit_id = stop["visit_id"]
+        self._try(lambda: self._restocker.post(f"/visits/{visit_id}/arrive"))
+        if machine.online:
+            self._try(lambda: self._restocker.post(f"/visits/{visit_id}/unlock"))
+            yield 5_000
+        session = machine.open_door(by_key=not machine.unlocked)
+        yield MINUTE_MS
+        draw = machine.randomness("visit")
+        operations = self._work_on_slots(machine, stop, van, session, draw)
+        yield draw.randrange(4, 9) * MINUTE_MS
+        machine.close_door()
+        yield 30_000
+        self.work.visits += 1
+        if draw.random() < FINISHED_OFFLINE:
+            self.work.late_visits += 1
+            self._later.append((self._now_ms() + draw.randrange(2, 9) * 60 * MINUTE_MS, visit_id, operations))
+        else:
+            self._post_operations(visit_id, operations)
+        self._try(lambda: self._restocker.post(f"/visits/{visit_id}/close"))
+
+    def _work_on_slots(
+        self,
+        machine: SimulatedMachine,
+        stop: dict[str, Any],
+        van: dict[tuple[str, str], int],
+        session: str | None,
+        draw: random.Random,
+    ) -> list[dict[str, Any]]:
+        """Count every slot, take expired packs out, and load what was picked, as far as the coil has room."""
+        today = local(self._now_ms()).date().isoformat()
+        entered_at = datetime.fromtimestamp(self._now_ms() / 1000, UTC).isoformat()
+        operations: list[dict[str, Any]] = []
+
+        def enter(slot: int, kind: str, **fields: Any) -> None:
+            index = len(operations)
+            name = self._operation_id(stop["visit_id"], index)
+            common = {"operation_id": name, "index": index, "session": session, "entered_at": entered_at}
+            operations.append({**common, "kind": kind, "slot": slot, **fields})
+
+        lots = machine.agent.plan.lots
+        for slot, plan in sorted(machine.agent.plan.slots.items()):
+            coil = machine.board.coils.setdefault(slot, [])
+            error = _off_by(draw, len(coil))
+            enter(slot, "count", counted=len(coil) + error)
+            machine.counted(slot, error)
+            expired = [lot for lot in dict.fromkeys(coil) if self._is_expired(lots, plan.product, lot, today)]
+            for lot in expired:
+                packs = machine.board.take_out(slot, lot)
+                enter(slot, "remove", product=plan.product, lot=lot, packs=packs, reason="expired")
+            for pick in (pick for pick in stop["picks"] if pick["slot"] == slot):
+                packs = min(pick["planned"], plan.capacity - len(machine.board.coils[slot]))
+                if packs <= 0:
+                    continue
+                machine.board.load(slot, pick["lot"], packs)
+                van[pick["product"], pick["lot"]] = van.get((pick["product"], pick["lot"]), 0) - packs
+                self.work.packs_loaded += packs
+                wrong = _off_by(draw, packs)
+                enter(slot, "refill", product=pick["product"], lot=pick["lot"], packs=packs + wrong)
+                if wrong:
+                    machine.note(slot, "refill_misentered", -wrong)
+        return operations
+
+    @staticmethod
+    def _is_expired(lots: Mapping[tuple[str, str], Any], product: str, lot: str, today: str) -> bool:
+        known = lots.get((product, lot))
+        return known is not None and known.expires_on.isoformat() <= today
+
+    def _post_operations(self, visit_id: str, operations: list[dict[str, Any]]) -> None:
+        if not operations:
+            return
+        answer = self._restocker.post(f"/visits/{visit_id}/operations", {"operations": operations})
+        for result in answer["results"]:
+            if result["verdict"] not in {"booked", "waiting", "repeated"}:
+                self.work.problems.append(
+                    f"{visit_id} {result['operation_id']}: {result['verdict']} {result['detail']}"
+                )
+
+    def _operation_id(self, *name: object) -> str:
+        """The same operation has the same id, however often it is sent."""
+        return uuid.UUID(int=self._world.stream("operation", *name).getrandbits(128)).hex
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        """What the server refuses is noted; the work goes on."""
+        try:
+            call()
+        except ServerError as error:
+            self.work.problems.append(str(error))
+
+
+def _off_by(draw: random.Random, there: int) -> int:
+    """How much a person is off by: usually nothing, and never below an empty slot."""
+    return max(-there, round(draw.gauss(0, MISCOUNT_SD)))
