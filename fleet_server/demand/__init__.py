@@ -1,0 +1,1 @@
+"""From vends to rates: how fast each machine gives out each product."""

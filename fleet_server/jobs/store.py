@@ -1,0 +1,88 @@
+"""Tables of the clock and of the runs of jobs, and the lock that lets one replica run them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Column, Float, Integer, Table, Text, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from fleet_server.clock import ClockState
+from fleet_server.database import Connection, Database, metadata
+from fleet_server.devices.store import MOMENT
+
+JOBS_LOCK = 0x6A6F6273
+
+clock_state = Table(
+    "clock_state",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("mode", Text, nullable=False),
+    Column("base", MOMENT, nullable=False),
+    Column("wall", MOMENT, nullable=False),
+    Column("speed", Float, nullable=False),
+)
+
+job_runs = Table(
+    "job_runs",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("due_at", MOMENT, primary_key=True),
+    Column("began_at", MOMENT, nullable=False),
+    Column("ended_at", MOMENT),
+    Column("error", Text),
+)
+
+
+def read_clock(connection: Connection, wall: datetime) -> ClockState:
+    """Return the clock's state; without one, the wall clock."""
+    row = connection.execute(select(clock_state)).first()
+    return ClockState("system", wall, wall) if row is None else ClockState(row.mode, row.base, row.wall, row.speed)
+
+
+def write_clock(connection: Connection, state: ClockState) -> None:
+    """Keep the clock's state."""
+    values: dict[str, Any] = {"mode": state.mode, "base": state.base, "wall": state.wall, "speed": state.speed}
+    query = insert(clock_state).values(id=1, **values)
+    connection.execute(query.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def last_due(connection: Connection) -> dict[str, datetime]:
+    """Return the newest due time of each job that has been begun."""
+    rows = connection.execute(text("SELECT job, max(due_at) AS at FROM job_runs GROUP BY job"))
+    return {row.job: row.at for row in rows}
+
+
+def begin_run(connection: Connection, job: str, due_at: datetime, now: datetime) -> bool:
+    """Claim one run of a job; False when it was claimed before."""
+    query = insert(job_runs).values(job=job, due_at=due_at, began_at=now).on_conflict_do_nothing()
+    return connection.execute(query).rowcount > 0
+
+
+def end_run(connection: Connection, job: str, due_at: datetime, now: datetime, error: str | None) -> None:
+    """Note how a run ended."""
+    connection.execute(
+        update(job_runs).where(job_runs.c.job == job, job_runs.c.due_at == due_at).values(ended_at=now, error=error)
+    )
+
+
+@contextmanager
+def jobs_lock(database: Database, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the one lock under which jobs run, on a connection of its own; yields whether we have it."""
+    with database.engine.connect() as connection:
+        ask = "SELECT pg_advisory_lock(:key) IS NOT NULL" if wait else "SELECT pg_try_advisory_lock(:key)"
+        held = bool(connection.execute(text(ask), {"key": JOBS_LOCK}).scalar())
+        connection.commit()
+        try:
+            yield held
+        finally:
+            if held:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": JOBS_LOCK})
+                connection.commit()
+
+
+def forget_old(connection: Connection, before: datetime) -> None:
+    """Drop what need not be kept: readings and runs of long ago."""
+    connection.execute(text("DELETE FROM vitals_history WHERE hour < :before"), {"before": before})
+    connection.execute(text("DELETE FROM job_runs WHERE due_at < :before"), {"before": before})

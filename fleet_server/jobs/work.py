@@ -1,0 +1,58 @@
+"""The jobs themselves: each takes a connection and the time at which it was due, and may run again without harm."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from fleet_server.clock import LOCAL
+from fleet_server.database import Connection
+from fleet_server.devices import fleet, outgoing
+from fleet_server.faults.store import FaultChange, open_faults, record
+from fleet_server.jobs import store
+from fleet_server.ledger import reading
+from fleet_server.ledger.telling import tell_desired
+from fleet_server.planning import service as planning
+
+OFFLINE_AFTER: Final = timedelta(minutes=30)
+KEPT: Final = timedelta(days=400)
+
+
+def plan(connection: Connection, due_at: datetime) -> None:
+    """Propose the day's tours for every depot."""
+    for depot_id in sorted({dispenser.depot_id for dispenser in fleet.list_dispensers(connection)}):
+        planning.make_plan(connection, depot_id, due_at)
+
+
+def watch_presence(connection: Connection, due_at: datetime) -> None:
+    """Open NET_LOSS for a machine that has been away for half an hour: what it has is unknown, not empty."""
+    changes = []
+    open_now = {fault.dispenser_id for fault in open_faults(connection) if fault.code == "NET_LOSS"}
+    for dispenser_id, presence in fleet.presence(connection).items():
+        away = not presence.online and due_at - presence.changed_at > OFFLINE_AFTER
+        if away and dispenser_id not in open_now:
+            detail = f"no connection since {presence.changed_at.astimezone(LOCAL):%m-%d %H:%M}"
+            changes.append(FaultChange(dispenser_id, "NET_LOSS", opened=True, at=due_at, detail=detail))
+        elif presence.online and dispenser_id in open_now:
+            changes.append(FaultChange(dispenser_id, "NET_LOSS", opened=False, at=due_at))
+    record(connection, changes)
+
+
+def watch_expiry(connection: Connection, due_at: datetime) -> None:
+    """Open EXPIRED_IN_SLOT where a slot holds an expired lot, clear it where none is left, and tell machines of lots."""
+    today = due_at.astimezone(LOCAL).date()
+    changes = []
+    for (dispenser_id, slot), stock in reading.slot_stock(connection).items():
+        expired = [run.lot for run in stock.queue if run.expires_on is not None and run.expires_on <= today]
+        detail = f"lot {', '.join(expired)}" if expired else ""
+        changes.append(FaultChange(dispenser_id, "EXPIRED_IN_SLOT", bool(expired), due_at, slot, detail))
+    record(connection, changes)
+    tell_desired(connection, None, due_at)
+
+
+def expire_orders(connection: Connection, due_at: datetime) -> None:
+    """Answer orders that nobody answered in time."""
+    outgoing.expire(connection, due_at)
+
+
+def forget(connection: Connection, due_at: datetime) -> None:
+    """Drop readings and job runs of long ago; facts and movements are kept."""
+    store.forget_old(connection, due_at - KEPT)

@@ -1,0 +1,254 @@
+"""Carrying out a work order: pick, arrive, unlock, enter, close, return."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Final, Literal
+
+from fleet_server.database import Connection
+from fleet_server.devices import fleet, outgoing
+from fleet_server.errors import ConflictError, InputError, NotFoundError
+from fleet_server.ledger import depot, lots, reading
+from fleet_server.ledger.movements import Verdict
+from fleet_server.ledger.operations import Booking, SlotOperation, book
+from fleet_server.workorders import store
+from fleet_server.workorders.states import OrderState, StopState, change_order, change_stop
+
+UNLOCK_LIVES_S: Final = 120
+PACKS_MAX: Final = 1_000
+REMOVAL_REASONS: Final = ("expired", "near_expiry", "damaged", "damp", "heat", "recalled", "stolen", "returned")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPick:
+    """Packs of one lot meant for one slot."""
+
+    slot: int
+    product: str
+    lot: str
+    planned: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStop:
+    """One visit of a tour, with the reasons for it."""
+
+    dispenser_id: str
+    reasons: list[dict[str, Any]]
+    picks: list[PlannedPick]
+
+
+@dataclass(frozen=True, slots=True)
+class PickLine:
+    """What was really picked for one slot."""
+
+    dispenser_id: str
+    slot: int
+    product: str
+    lot: str
+    packs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """One entry of a phone, as it came; `enter` checks it."""
+
+    operation_id: str
+    index: int
+    session: str | None
+    entered_at: datetime
+    kind: Literal["count", "refill", "remove"]
+    slot: int
+    counted: int | None = None
+    product: str | None = None
+    lot: str | None = None
+    packs: int | None = None
+    reason: str | None = None
+
+
+def van_of(work_order_id: str) -> str:
+    """Name the account of a work order's van."""
+    return f"van/{work_order_id}"
+
+
+def create(
+    connection: Connection, order_id: str, plan_id: str, depot_id: str, day: date, tour: Sequence[PlannedStop], now: datetime
+) -> None:
+    """Make a work order of a released tour; one that exists stays as it is."""
+    order = {
+        "id": order_id, "plan_id": plan_id, "depot_id": depot_id, "day": day, "state": OrderState.RELEASED,
+        "created_at": now, "changed_at": now,
+    }  # fmt: skip
+    rows = [
+        {
+            "visit_id": f"{order_id}-{position:02d}",
+            "work_order_id": order_id,
+            "position": position,
+            "dispenser_id": stop.dispenser_id,
+            "state": StopState.PLANNED,
+            "reasons": stop.reasons,
+            "changed_at": now,
+            "picks": [
+                {"slot": pick.slot, "product": pick.product, "lot": pick.lot, "planned": pick.planned}
+                for pick in stop.picks
+            ],
+        }
+        for position, stop in enumerate(tour, 1)
+    ]
+    store.write_order(connection, order, rows)
+
+
+def get(connection: Connection, order_id: str) -> dict[str, Any]:
+    """Return a work order with its stops and picks; raises NotFoundError."""
+    order = store.read_order(connection, order_id)
+    if order is None:
+        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    return order | {"stops": store.read_stops(connection, order_id)}
+
+
+def visit(connection: Connection, visit_id: str) -> dict[str, Any]:
+    """Return a visit, locked; raises NotFoundError."""
+    stop = store.read_stop(connection, visit_id)
+    if stop is None:
+        raise NotFoundError("visit_id", visit_id, "the id of a visit")
+    return stop
+
+
+def pick(
+    connection: Connection, order_id: str, operation_id: str, lines: Sequence[PickLine], actor: str, now: datetime
+) -> Verdict:
+    """Move what was picked from the depot into the van; a short pick is recorded as what it is."""
+    order = store.read_order(connection, order_id, lock=True)
+    if order is None:
+        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    stock = [depot.StockLine(line.product, line.lot, line.packs) for line in lines]
+    verdict = depot.pick(connection, operation_id, order["depot_id"], van_of(order_id), stock, actor, now)
+    if verdict is not Verdict.BOOKED:
+        return verdict
+    visits = {stop["dispenser_id"]: stop["visit_id"] for stop in store.read_stops(connection, order_id)}
+    for line in lines:
+        if line.dispenser_id not in visits:
+            raise InputError("dispenser_id", line.dispenser_id, f"a machine of work order {order_id}")
+        store.set_picked(connection, visits[line.dispenser_id], line.slot, line.product, line.lot, line.packs)
+    store.set_order_state(connection, order_id, change_order(order["state"], "pick"), now)
+    return verdict
+
+
+def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any]:
+    """Note that the restocker stands at the machine."""
+    stop = visit(connection, visit_id)
+    state = change_stop(stop["state"], "arrive")
+    store.set_stop(connection, visit_id, now, state=state)
+    return stop | {"state": state}
+
+
+def unlock(connection: Connection, visit_id: str, now: datetime) -> str:
+    """Order the machine to open its lock; returns the order's id."""
+    stop = visit(connection, visit_id)
+    if stop["state"] != StopState.ARRIVED:
+        raise ConflictError("state", stop["state"], "a visit at which somebody has arrived")
+    order_id = outgoing.order(connection, stop["dispenser_id"], "unlock", lives_s=UNLOCK_LIVES_S, now=now)
+    store.set_stop(connection, visit_id, now, unlock_order_id=order_id)
+    return order_id
+
+
+def enter(
+    connection: Connection, visit_id: str, entries: Sequence[Entered], actor: str, now: datetime
+) -> list[tuple[str, str, str]]:
+    """Book what a phone entered, each entry by itself: (operation_id, verdict, detail). It may come days late."""
+    stop = visit(connection, visit_id)
+    known_slots = {plan.slot: plan for plan in fleet.planogram(connection, [stop["dispenser_id"]]).get(stop["dispenser_id"], [])}
+    known_lots = {(lot.product, lot.lot) for lot in lots.list_lots(connection)}
+    good: list[SlotOperation] = []
+    results: dict[str, tuple[str, str]] = {}
+    for entry in entries:
+        try:
+            good.append(_checked(entry, stop, known_slots, known_lots, actor))
+        except InputError as error:
+            results[entry.operation_id] = ("refused", str(error))
+    for booking in book(connection, good, now):
+        results[booking.operation_id] = (str(booking.verdict), _words(booking))
+    return [(entry.operation_id, *results[entry.operation_id]) for entry in entries]
+
+
+def _words(booking: Booking) -> str:
+    return booking.detail
+
+
+def _checked(
+    entry: Entered, stop: dict[str, Any], slots: dict[int, Any], known: set[tuple[str, str]], actor: str
+) -> SlotOperation:
+    plan = slots.get(entry.slot)
+    if plan is None:
+        raise InputError("slot", entry.slot, f"a slot of {stop['dispenser_id']}: {', '.join(map(str, slots))}")
+    product = entry.product or plan.product
+    if entry.kind == "count":
+        _check_packs("counted", entry.counted)
+    else:
+        _check_packs("packs", entry.packs)
+        if (product, entry.lot) not in known:
+            raise InputError("lot", f"{product} {entry.lot}", "a registered lot with its expiry date")
+    if entry.kind == "remove" and entry.reason not in REMOVAL_REASONS:
+        raise InputError("reason", entry.reason, f"one of {', '.join(REMOVAL_REASONS)}")
+    if entry.kind != "count" and entry.packs == 0:
+        raise InputError("packs", 0, "1 or more; leave the entry out where nothing moved")
+    return SlotOperation(
+        operation_id=entry.operation_id,
+        dispenser_id=stop["dispenser_id"],
+        visit_id=stop["visit_id"],
+        slot=entry.slot,
+        kind=entry.kind,
+        session=entry.session,
+        step=entry.index,
+        entered_at=entry.entered_at,
+        actor=actor,
+        van=van_of(stop["work_order_id"]),
+        product=product if entry.kind != "count" else None,
+        lot=entry.lot if entry.kind != "count" else None,
+        packs=entry.packs if entry.kind != "count" else None,
+        counted=entry.counted if entry.kind == "count" else None,
+        reason=entry.reason if entry.kind == "remove" else None,
+    )
+
+
+def _check_packs(field: str, packs: int | None) -> None:
+    if packs is None or not 0 <= packs <= PACKS_MAX:
+        raise InputError(field, packs, f"0 to {PACKS_MAX}")
+
+
+def close(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any]:
+    """Close a visit; refused while the machine says that its door is open."""
+    stop = visit(connection, visit_id)
+    if reading.door_state(connection, stop["dispenser_id"]).open:
+        raise ConflictError("door", "open", "a closed door before the visit is closed")
+    state = change_stop(stop["state"], "close")
+    store.set_stop(connection, visit_id, now, state=state)
+    return stop | {"state": state}
+
+
+def skip(connection: Connection, visit_id: str, reason: str, now: datetime) -> dict[str, Any]:
+    """Leave a visit out, with the reason."""
+    stop = visit(connection, visit_id)
+    if not reason.strip():
+        raise InputError("reason", reason, "words that say why the visit is left out")
+    state = change_stop(stop["state"], "skip")
+    store.set_stop(connection, visit_id, now, state=state, skipped_because=reason[:200])
+    return stop | {"state": state}
+
+
+def give_back(
+    connection: Connection,
+    order_id: str,
+    operation_id: str,
+    lines: Sequence[depot.StockLine],
+    actor: str,
+    now: datetime,
+) -> Verdict:
+    """Return what is left in the van to the depot, which closes the work order."""
+    order = store.read_order(connection, order_id, lock=True)
+    if order is None:
+        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    verdict = depot.give_back(connection, operation_id, order["depot_id"], van_of(order_id), lines, actor, now)
+    if verdict is Verdict.BOOKED:
+        store.set_order_state(connection, order_id, change_order(order["state"], "return"), now)
+    return verdict
