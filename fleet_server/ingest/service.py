@@ -40,6 +40,8 @@ class IngestService:
         self._resend = threading.Event()
         self._flushes: queue.SimpleQueue[tuple[threading.Event, list[int]]] = queue.SimpleQueue()
         self._epoch: int | None = None
+        self.sent = 0
+        """Messages sent to machines since the start, acknowledgements aside."""
 
     @property
     def connected(self) -> bool:
@@ -199,4 +201,5 @@ class IngestService:
             outgoing_store.mark_sent(connection, [(m.id, stream_id, session) for m, stream_id, session, _ in due], now)
         for where, body in composed:
             self._broker.publish(str(where), encode(body), retain=where.channel is Channel.DESIRED)
+        self.sent += len(composed)
         return len(composed)

@@ -1,0 +1,165 @@
+"""The command `dispenser-fleet`."""
+
+import getpass
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleet_server import settings as st
+from fleet_server.clock import system_now
+from fleet_server.database import Database, DatabaseUnavailableError, migrate
+from fleet_server.errors import InputError
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+users = typer.Typer(no_args_is_help=True, help="Users and their roles.")
+cli.add_typer(users, name="user")
+
+Config = Annotated[Path | None, typer.Option(help="TOML file; environment variables DISPENSER_FLEET_* win over it")]
+BAD_INPUT = 2
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Say what is wrong in one line, and exit with 2."""
+    try:
+        yield
+    except (InputError, DatabaseUnavailableError) as error:
+        print(f"dispenser-fleet: {error}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+@cli.command()
+def serve(
+    config: Config = None,
+    roles: Annotated[str | None, typer.Option(help="comma-separated: web, ingest, jobs")] = None,
+    host: Annotated[str | None, typer.Option()] = None,
+    port: Annotated[int | None, typer.Option()] = None,
+) -> None:
+    """Run one server process."""
+    import uvicorn  # noqa: PLC0415
+
+    from fleet_server import logs  # noqa: PLC0415
+    from fleet_server.app import create_app  # noqa: PLC0415
+
+    with told():
+        chosen = None if roles is None else tuple(roles.split(","))
+        settings = st.load(config, roles=chosen, host=host, port=port)
+        logs.configure()
+        migrate(settings.database_url)
+        listening = _listen(settings.host, settings.port)
+        app = create_app(settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything else starts."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise InputError("port", port, f"a free port on {host} ({error.strerror})") from None
+    return listening
+
+
+@cli.command("migrate")
+def migrate_command(config: Config = None) -> None:
+    """Bring the database's schema up to date."""
+    with told():
+        migrate(st.load(config).database_url)
+
+
+@cli.command()
+def seed(config: Config = None) -> None:
+    """Register products, the 42 illustrative sites and a stocked depot; a second time changes nothing."""
+    from fleet_server.seed import seed as plant  # noqa: PLC0415
+
+    with told():
+        url = st.load(config).database_url
+        migrate(url)
+        with Database(url).begin() as connection:
+            plant(connection, system_now())
+
+
+@cli.command()
+def audit(
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,  # noqa: FBT002
+) -> None:
+    """Recompute every balance twice; exits with 1 on any difference."""
+    from fleet_server.ledger.audit import audit as recompute  # noqa: PLC0415
+
+    with told():
+        database = Database(st.load(config).database_url)
+        database.check()
+        with database.begin() as connection:
+            report = recompute(connection)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        for difference in report.differences:
+            print(difference)
+        print(
+            f"{len(report.differences)} differences; {report.movements} movements, {report.facts} stock facts, "
+            f"{report.operations} operations, {report.accounts} balances"
+        )
+    raise typer.Exit(1 if report.differences else 0)
+
+
+@users.command("add")
+def add_user(
+    name: str,
+    role: Annotated[str, typer.Option(help="restocker, dispatcher, supervisor, viewer or administrator")],
+    depot: Annotated[str | None, typer.Option(help="limits the user to one depot")] = None,
+    config: Config = None,
+) -> None:
+    """Add a user, or give one a new password; it is asked for, or read from standard input."""
+    from fleet_server.auth import service  # noqa: PLC0415
+
+    with told():
+        url = st.load(config).database_url
+        password = getpass.getpass("password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+        with Database(url).begin() as connection:
+            service.add_user(connection, name, role, password, system_now(), depot)
+
+
+@cli.command()
+def asyncapi() -> None:
+    """Print the AsyncAPI document of the protocol."""
+    from protocol.asyncapi import render  # noqa: PLC0415
+
+    print(render(), end="")
+
+
+@cli.command()
+def demo(
+    days: Annotated[float, typer.Option(help="days of history to play")] = 60,
+    seed_: Annotated[int, typer.Option("--seed", help="of the simulated world")] = 1,
+    speed: Annotated[float, typer.Option(help="of the time after the history; 1 is the wall clock")] = 1.0,
+    port: Annotated[int, typer.Option(help="of the web view")] = 8080,
+    data_dir: Annotated[Path, typer.Option(help="where everything is kept")] = Path(".demo"),
+    exit_: Annotated[bool, typer.Option("--exit", help="stop after the history and its audit")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,  # noqa: FBT002
+) -> None:
+    """Run everything on this machine: database, broker, server, 42 simulated dispensers, web view."""
+    from fleet_server import demo as show  # noqa: PLC0415
+
+    with told():
+        raise typer.Exit(show.run(show.Options(days, seed_, speed, port, data_dir, exit_, as_json)))
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The one file of wiring: a process with its roles. Nobody imports it but the command line and tests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from fleet_server.database import Database
+from fleet_server.ingest.broker import parse_address
+from fleet_server.ingest.service import IngestService
+from fleet_server.jobs.clockwork import clock_of
+from fleet_server.jobs.schedule import Scheduler
+from fleet_server.settings import Settings
+from fleet_server.web import api, pages, problems, shell
+from fleet_server.web.context import Services
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Put a process together; nothing connects before it starts."""
+    database = Database(settings.database_url)
+    clock = clock_of(database)
+    parts = Services(settings, database, clock)
+    if "ingest" in settings.roles:
+        ca_file = str(settings.broker_ca_file) if settings.broker_ca_file else None
+        password = settings.broker_password()
+        address = parse_address(settings.broker_url, settings.broker_username, password, ca_file)
+        parts.ingest = IngestService(database, clock, address)
+    scheduler = Scheduler(database, clock) if "jobs" in settings.roles else None
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        if parts.ingest is not None:
+            parts.ingest.start()
+        if scheduler is not None:
+            scheduler.start()
+        yield
+        if scheduler is not None:
+            scheduler.stop()
+        if parts.ingest is not None:
+            parts.ingest.stop()
+        database.close()
+
+    app = FastAPI(
+        title="Dispenser Fleet",
+        version="1",
+        description="Fleet management for unattended, free contraceptive dispensers.",
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=shell.EVERY_ROUTE,
+    )
+    app.state.services = parts
+    problems.install(app)
+    shell.install(app, settings)
+    app.include_router(shell.health)
+    if "web" in settings.roles:
+        app.include_router(api.router)
+        app.include_router(pages.router, include_in_schema=False)
+        app.mount("/static", StaticFiles(directory=Path(pages.__file__).parent / "static"), name="static")
+    return app

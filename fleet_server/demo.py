@@ -1,0 +1,266 @@
+"""`dispenser-fleet demo`: database, broker, server and simulator on this machine, as processes of their own.
+
+The simulator is started, never imported: it meets the server over the broker and the REST API, as machines and phones do.
+"""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from fleet_server.auth import service as auth
+from fleet_server.clock import system_now
+from fleet_server.database import Database, migrate
+from fleet_server.devices.fleet import list_dispensers
+from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedError, EmbeddedPostgres
+from fleet_server.errors import InputError
+from fleet_server.ledger.audit import audit
+from fleet_server.seed import DEPOT, seed
+
+START_DELAY_S_MAX: Final = 30
+STOP_DELAY_S_MAX: Final = 20
+RESTARTS_MAX: Final = 20
+ACCOUNTS: Final = ("administrator", "dispatcher", "supervisor", "restocker", "viewer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    days: float
+    seed: int
+    speed: float
+    port: int
+    data_dir: Path
+    exit: bool
+    json: bool
+
+
+def run(options: Options) -> int:
+    """Show everything; returns the exit code."""
+    if options.days < 0:
+        raise InputError("days", options.days, "0 or more")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return Demo(options).run()
+    except KeyboardInterrupt:
+        return 0
+    except EmbeddedError as error:
+        raise InputError(str(error.what), error.value, error.expected) from None
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Demo:
+    """One run of the demo over one data directory."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._directory = options.data_dir.resolve()
+        self._began_s = time.monotonic()
+
+    def run(self) -> int:
+        options = self._options
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("data_dir", str(self._directory), f"a directory that can be made ({error.strerror})") from None
+        with self._postgres() as database_url, self._broker() as broker:
+            is_new = self._prepare(database_url)
+            with self._server(database_url, broker) as server:
+                if is_new or options.exit:
+                    self._play(broker, options.days if is_new else 0)
+                if options.exit:
+                    return self._report(database_url)
+                return self._live(broker, server)
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr if self._options.json else sys.stdout, flush=True)
+
+    # ------------------------------------------------------------ parts
+
+    @contextmanager
+    def _postgres(self) -> Iterator[str]:
+        postgres = EmbeddedPostgres(self._directory / "postgres")
+        self._say("starting PostgreSQL ...")
+        try:
+            yield postgres.start().url
+        finally:
+            postgres.stop()
+
+    @contextmanager
+    def _broker(self) -> Iterator[BrokerAddress]:
+        broker = EmbeddedBroker(self._directory / "broker")
+        try:
+            yield broker.start()
+        finally:
+            broker.stop()
+
+    def _prepare(self, database_url: str) -> bool:
+        """Make schema, sites, users; returns whether there is no history yet."""
+        migrate(database_url)
+        database = Database(database_url)
+        passwords = self._passwords()
+        with database.begin() as connection:
+            is_new = not list_dispensers(connection)
+            if is_new:
+                seed(connection, system_now() - timedelta(days=self._options.days))
+            for name in ACCOUNTS:
+                auth.add_user(connection, name, name, passwords[name], system_now(), DEPOT if name == "restocker" else None)
+        database.close()
+        return is_new or not (self._directory / "machines" / "fleet.json").exists()
+
+    def _passwords(self) -> dict[str, str]:
+        path = self._directory / "passwords.json"
+        if not path.exists():
+            text = json.dumps({name: secrets.token_urlsafe(9) for name in ACCOUNTS}, indent=2)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                file.write(text)
+        passwords: dict[str, str] = json.loads(path.read_text())
+        return passwords
+
+    @contextmanager
+    def _server(self, database_url: str, broker: BrokerAddress) -> Iterator[subprocess.Popen[bytes]]:
+        password_file = self._directory / "broker-password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(broker.users["server"])
+        settings = {
+            "DATABASE_URL": database_url,
+            "BROKER_URL": f"mqtt://{broker.host}:{broker.port}",
+            "BROKER_USERNAME": "server",
+            "BROKER_PASSWORD_FILE": str(password_file),
+            "PORT": str(self._options.port),
+            "PRODUCTION": "false",
+            "COOKIE_SECURE": "false",
+        }
+        environment = os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
+        log = (self._directory / "server.log").open("ab")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "fleet_server", "serve"], env=environment, stderr=log, start_new_session=True
+        )
+        try:
+            self._await_ready(server)
+            yield server
+        finally:
+            _stop(server)
+            log.close()
+
+    @property
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self._options.port}"
+
+    def _await_ready(self, server: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_DELAY_S_MAX
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                lines = (self._directory / "server.log").read_text().strip().splitlines()
+                raise InputError("port", self._options.port, f"a server that starts; it said: {lines[-1] if lines else ''}")
+            try:
+                with urllib.request.urlopen(f"{self._url}/readyz", timeout=2):  # noqa: S310 - our own address
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise InputError("server", self._url, f"ready within {START_DELAY_S_MAX} s; see {self._directory / 'server.log'}")
+
+    # ------------------------------------------------------------ the simulator
+
+    def _simulator(self, broker: BrokerAddress, *arguments: str, **more: Any) -> "subprocess.Popen[bytes]":
+        command = [
+            sys.executable, "-m", "simulator", arguments[0],
+            "--broker", f"mqtt://{broker.host}:{broker.port}",
+            "--server", self._url,
+            "--password-file", str(self._directory / "passwords.json"),
+            "--data-dir", str(self._directory / "machines"),
+            "--seed", str(self._options.seed),
+            *arguments[1:],
+        ]  # fmt: skip
+        # By environment: a command line can be read by everybody on the machine.
+        address = f"mqtt://fleet:{broker.users['fleet']}@{broker.host}:{broker.port}"
+        return subprocess.Popen(command, env=os.environ | {"SIMULATOR_BROKER_URL": address}, start_new_session=True, **more)
+
+    def _play(self, broker: BrokerAddress, days: float) -> None:
+        self._say(f"playing {days:g} days of 42 dispensers through agents, broker and server ...")
+        with (self._directory / "history.json").open("wb") as summary:
+            simulator = self._simulator(broker, "run", "--json", "--days", str(days), stdout=summary)
+            try:
+                code = simulator.wait()
+            except KeyboardInterrupt:
+                _stop(simulator)
+                raise
+        if code != 0:
+            raise InputError("history", f"exit code {code}", "a history whose books agree; see the lines above")
+
+    def _summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self._directory / "history.json").read_text() or "{}")
+        return summary
+
+    def _report(self, database_url: str) -> int:
+        database = Database(database_url)
+        with database.begin() as connection:
+            report = audit(connection)
+        database.close()
+        line = self._summary() | {
+            "seconds_in_all": round(time.monotonic() - self._began_s, 1),
+            "movements": report.movements,
+            "audit_differences": len(report.differences),
+        }
+        for difference in report.differences[:20]:
+            print(difference, file=sys.stderr)
+        print(json.dumps(line) if self._options.json else "\n".join(f"{k:>18}  {v}" for k, v in line.items()), flush=True)
+        return 1 if report.differences or line.get("residual") else 0
+
+    def _live(self, broker: BrokerAddress, server: "subprocess.Popen[bytes]") -> int:
+        self._post_live()
+        simulator = self._simulator(broker, "live", "--speed", str(self._options.speed))
+        passwords = self._passwords()
+        self._say(f"\n  {self._url}   ready after {time.monotonic() - self._began_s:.0f} s\n")
+        for name in ACCOUNTS:
+            self._say(f"    {name:<14} {passwords[name]}")
+        self._say(f"\n  everything is kept in {self._directory}; Ctrl-C stops it\n")
+        try:
+            while server.poll() is None and simulator.poll() is None:
+                time.sleep(0.3)
+            self._say("a process ended by itself; stopping")
+            return 1
+        except KeyboardInterrupt:
+            self._say("stopping ...")
+            return 0
+        finally:
+            _stop(simulator)
+
+    def _post_live(self) -> None:
+        """Let the server's clock run on from where the history ended."""
+        answer = self._post("/sign-in", {"user": "administrator", "password": self._passwords()["administrator"]}, None)
+        self._post("/clock/live", {"speed": self._options.speed}, answer["token"])
+
+    def _post(self, path: str, body: dict[str, Any], token: str | None) -> dict[str, Any]:
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+        request = urllib.request.Request(f"{self._url}/api/v1{path}", json.dumps(body).encode(), headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own address
+            value: dict[str, Any] = json.load(answer)
+            return value
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ask, wait, and then insist."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(STOP_DELAY_S_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,5 @@
+"""The pages."""
+from fastapi import APIRouter, Request, Response
+router = APIRouter()
+def error_page(request: Request, status: int, detail: str) -> Response:
+    return Response(detail, status)
