@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleet_server.auth import service as auth
-from fleet_server.clock import system_now
+from fleet_server.clock import ClockState, system_now
 from fleet_server.database import Database, migrate
 from fleet_server.devices.fleet import list_dispensers
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedError, EmbeddedPostgres
 from fleet_server.errors import InputError
 from fleet_server.ledger.audit import audit
+from fleet_server.jobs.store import write_clock
 from fleet_server.seed import DEPOT, seed
 
 START_DELAY_S_MAX: Final = 30
@@ -117,7 +118,9 @@ class Demo:
         with database.begin() as connection:
             is_new = not list_dispensers(connection)
             if is_new:
-                seed(connection, system_now() - timedelta(days=self._options.days))
+                began = system_now() - timedelta(days=self._options.days)
+                seed(connection, began)
+                write_clock(connection, ClockState("played", began, system_now()))
             for name in ACCOUNTS:
                 auth.add_user(connection, name, name, passwords[name], system_now(), DEPOT if name == "restocker" else None)
         database.close()

@@ -1,5 +1,6 @@
 """The ingest worker: takes what the broker delivers, commits it, answers, and sends what waits for machines."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class IngestService:
 
     def __init__(self, database: Database, clock: Clock, address: BrokerAddress) -> None:
         self._database, self._clock = database, clock
-        self._deliveries: queue.Queue[Delivery] = queue.Queue(QUEUE_MAX)
+        self._deliveries: queue.Queue[Delivery | None] = queue.Queue(QUEUE_MAX)
         self._broker = Broker(address, self._deliveries, self._on_up)
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._stopping = threading.Event()
@@ -63,6 +64,8 @@ class IngestService:
         """Send everything that waits for machines now; returns how many messages were sent, once they are."""
         done, sent = threading.Event(), [0]
         self._flushes.put((done, sent))
+        with contextlib.suppress(queue.Full):
+            self._deliveries.put_nowait(None)  # wakes the worker
         done.wait(timeout_s)
         return sent[0]
 
@@ -89,17 +92,16 @@ class IngestService:
     def _take(self) -> list[Delivery]:
         """Wait for a message, then take along what else is there."""
         try:
-            first = self._deliveries.get(timeout=0.02 if not self._flushes.empty() else OUTGOING_EVERY_S / 5)
+            taken = [self._deliveries.get(timeout=OUTGOING_EVERY_S / 5)]
         except queue.Empty:
             return []
-        taken = [first]
         while len(taken) < BATCH_MESSAGES_MAX:
             try:
                 taken.append(self._deliveries.get_nowait())
             except queue.Empty:
                 break
         metrics.QUEUE.set(self._deliveries.qsize())
-        return taken
+        return [delivery for delivery in taken if delivery is not None]
 
     def _work(self, deliveries: Sequence[Delivery]) -> None:
         """Commit deliveries together; where that fails for the data's sake, one by one, so that one cannot hold up the others."""

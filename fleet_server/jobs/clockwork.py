@@ -29,7 +29,10 @@ def advance(database: Database, clock: SettableClock, to: datetime, *, productio
         raise InputError("to", to.isoformat(), "a time with its offset from UTC")
     with database.begin() as connection:
         state = store.read_clock(connection, system_now())
-        if state.mode != "system" and to < state.at(system_now()):
+        if state.mode == "system" and store.is_untouched(connection):
+            # A history begins, in the past: the schedule begins there too.
+            store.forget_runs(connection)
+        elif to < state.at(system_now()):
             raise ConflictError("to", to.isoformat(), f"{state.at(system_now()).isoformat()} or later")
         store.write_clock(connection, ClockState("played", to, system_now()))
     clock.forget()

@@ -1,8 +1,8 @@
 """When jobs run: one table, by the fleet's clock, once each, on one replica. The one door to APScheduler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -17,13 +17,21 @@ log = structlog.get_logger()
 
 Work = Callable[[Connection, datetime], None]
 
-# name, when (local time), what
-JOBS: Final[list[tuple[str, Any, Work]]] = [
-    ("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
-    ("forget", CronTrigger(hour=3, minute=30, timezone=LOCAL), work.forget),
-    ("plan", CronTrigger(hour=5, minute=0, timezone=LOCAL), work.plan),
-    ("watch_presence", CronTrigger(minute="*/15", timezone=LOCAL), work.watch_presence),
-    ("expire_orders", CronTrigger(minute="*/15", timezone=LOCAL), work.expire_orders),
+
+class Job(NamedTuple):
+    """When (local time) what runs. With `latest_only`, times that were missed together run once, as the newest."""
+
+    name: str
+    trigger: Any
+    function: Work
+    latest_only: bool = False
+
+
+JOBS: Final = [
+    Job("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
+    Job("forget", CronTrigger(hour=3, minute=30, timezone=LOCAL), work.forget),
+    Job("plan", CronTrigger(hour=5, minute=0, timezone=LOCAL), work.plan),
+    Job("watch", CronTrigger(minute="*/5", timezone=LOCAL), work.watch, latest_only=True),
 ]
 
 BEGAN: Final = "scheduler_began"
@@ -44,7 +52,7 @@ def due_times(trigger: Any, after: datetime, until: datetime) -> list[datetime]:
 
 
 def run_due(
-    database: Database, now: datetime, jobs: list[tuple[str, Any, Work]] = JOBS, *, wait: bool = False
+    database: Database, now: datetime, jobs: Sequence[Job] = JOBS, *, wait: bool = False
 ) -> list[str]:
     """Run every job that fell due up to `now`, in the order of time, each once; returns what ran here.
 
@@ -58,27 +66,27 @@ def run_due(
             if BEGAN not in last:
                 # A new server has nothing to catch up with: what falls due from now on is run.
                 store.begin_run(connection, BEGAN, now, now)
-        due: list[tuple[datetime, int, str, Work]] = []
-        for number, (name, trigger, function) in enumerate(jobs):
-            after = max(last.get(name, last.get(BEGAN, now)), now - CATCH_UP_MAX)
-            due += [(at, number, name, function) for at in due_times(trigger, after, now)]
-        return [name for at, _, name, function in sorted(due, key=lambda d: d[:2]) if _run(database, name, at, function)]
+        due: list[tuple[datetime, int, Job]] = []
+        for number, job in enumerate(jobs):
+            after = max(last.get(job.name, last.get(BEGAN, now)), now - CATCH_UP_MAX)
+            times = due_times(job.trigger, after, now)
+            due += [(at, number, job) for at in (times[-1:] if job.latest_only else times)]
+        return [job.name for at, _, job in sorted(due, key=lambda d: d[:2]) if _run(database, job, at)]
 
 
-def _run(database: Database, name: str, due_at: datetime, function: Work) -> bool:
-    with database.begin() as connection:
-        if not store.begin_run(connection, name, due_at, due_at):
-            return False
-    error = None
+def _run(database: Database, job: Job, due_at: datetime) -> bool:
+    """Run one job at one time, in one transaction with the note that it ran."""
     try:
         with database.begin() as connection:
-            function(connection, due_at)
-    except Exception as failure:
-        # One job that fails must not keep the others from running.
-        log.exception("job failed", job=name, due_at=due_at.isoformat())
-        error = f"{type(failure).__name__}: {failure}"[:500]
-    with database.begin() as connection:
-        store.end_run(connection, name, due_at, due_at, error)
+            if not store.begin_run(connection, job.name, due_at, due_at):
+                return False
+            job.function(connection, due_at)
+            store.end_run(connection, job.name, due_at, due_at, None)
+    except Exception as failure:  # noqa: BLE001 - one job that fails must not keep the others from running
+        log.error("job failed", job=job.name, due_at=due_at.isoformat(), error=repr(failure)[:500])
+        with database.begin() as connection:
+            store.begin_run(connection, job.name, due_at, due_at)
+            store.end_run(connection, job.name, due_at, due_at, f"{type(failure).__name__}: {failure}"[:500])
     return True
 
 

@@ -86,3 +86,13 @@ def forget_old(connection: Connection, before: datetime) -> None:
     """Drop what need not be kept: readings and runs of long ago."""
     connection.execute(text("DELETE FROM vitals_history WHERE hour < :before"), {"before": before})
     connection.execute(text("DELETE FROM job_runs WHERE due_at < :before"), {"before": before})
+
+
+def is_untouched(connection: Connection) -> bool:
+    """Tell whether no machine has ever told anything."""
+    return connection.execute(text("SELECT 1 FROM streams LIMIT 1")).first() is None
+
+
+def forget_runs(connection: Connection) -> None:
+    """Forget when jobs ran: the clock has been set to where a history begins."""
+    connection.execute(text("DELETE FROM job_runs"))

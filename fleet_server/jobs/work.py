@@ -48,8 +48,9 @@ def watch_expiry(connection: Connection, due_at: datetime) -> None:
     tell_desired(connection, None, due_at)
 
 
-def expire_orders(connection: Connection, due_at: datetime) -> None:
-    """Answer orders that nobody answered in time."""
+def watch(connection: Connection, due_at: datetime) -> None:
+    """Look who is away, and answer orders that nobody answered in time."""
+    watch_presence(connection, due_at)
     outgoing.expire(connection, due_at)
 
 
