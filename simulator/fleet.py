@@ -17,6 +17,8 @@ from simulator.restockers import Crew, Steps, Work
 from simulator.server_api import ServerApi, ServerError
 from simulator.world import HOUR_MS, World, local, sites
 
+WINDOW_MS: Final = 6 * HOUR_MS
+"""Lanes run so far side by side at the most before the server's clock moves."""
 SILENCE_S: Final = 3.0
 """Real seconds without any answer after which connection and server are looked at."""
 OUTGOING_WAIT_S: Final = 3.0
@@ -128,8 +130,8 @@ class Fleet:
         progress = Progress(self.now_ms, end_ms, self.now_ms)
         self._synchronise(patience_s)
         while self.now_ms < end_ms:
-            next_hour = self.now_ms - self.now_ms % HOUR_MS + HOUR_MS
-            target = min(end_ms, next_hour, *(at_ms for at_ms, _, _ in self._desk[:1]))
+            next_window = self.now_ms - self.now_ms % WINDOW_MS + WINDOW_MS
+            target = min(end_ms, next_window, *(at_ms for at_ms, _, _ in self._desk[:1]))
             target = max(target, self.now_ms)
             self._run_lanes(target, patience_s)
             self.now_ms = target

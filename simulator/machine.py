@@ -226,7 +226,7 @@ class SimulatedMachine:
 
     def _plan_day(self, *, first: bool = False) -> None:
         today = local(self.now_ms).date()
-        products = {slot.product for slot in self.agent.plan.slots.values()} or set(self.world.model["product_mix"])
+        products = {slot.product for slot in self.agent.plan.slots.values()} or set(self.world.product_mix)
         for visitor in self.world.visitors(self.site, today, products):
             if visitor.at_ms > self.now_ms:
                 self.plan(visitor.at_ms, lambda visitor=visitor: self._visit(visitor))  # type: ignore[misc]

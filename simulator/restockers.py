@@ -154,7 +154,8 @@ class Crew:
                 van[pick["product"], pick["lot"]] = van.get((pick["product"], pick["lot"]), 0) - packs
                 self.work.packs_loaded += packs
                 wrong = _off_by(draw, packs)
-                enter(slot, "refill", product=pick["product"], lot=pick["lot"], packs=packs + wrong)
+                if packs + wrong > 0:
+                    enter(slot, "refill", product=pick["product"], lot=pick["lot"], packs=packs + wrong)
                 if wrong:
                     machine.note(slot, "refill_misentered", -wrong)
         return operations

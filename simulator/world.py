@@ -97,6 +97,11 @@ class World:
     # ------------------------------------------------------------ demand
 
     @cached_property
+    def product_mix(self) -> dict[str, float]:
+        """The share of each product in what visitors ask for."""
+        return {name: share for name, share in self.model["product_mix"].items() if name != "basis"}
+
+    @cached_property
     def _festivals(self) -> list[date]:
         return [date.fromisoformat(day) for day in self.model["spring_festival"]["dates"]]
 
@@ -150,7 +155,7 @@ class World:
         mean = draw.gammavariate(k, self.rate(site, day) / k)
         first, last = self.opening(site)
         weights = self.model["hour_weights_24h_site"][first:last]
-        mix = {name: share for name, share in self.model["product_mix"].items() if name in products}
+        mix = {name: share for name, share in self.product_mix.items() if name in products}
         if not mix:
             return []
         start = day_start_ms(day)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -31,6 +31,8 @@ from fleet_server.errors import NotFoundError
 from protocol.messages import SlotPlan, Status, Vitals
 
 MOMENT = DateTime(timezone=True)
+AHEAD_MAX = timedelta(days=1)
+"""A reading's own time counts up to so far ahead of its arrival."""
 
 products = Table(
     "products",
@@ -386,7 +388,7 @@ def record_vitals(connection: Connection, readings: Mapping[str, Vitals], receiv
     columns = {"dispenser_id": "text", "at": "timestamptz", "reading": "jsonb"}
     rows = []
     for dispenser_id, reading in sorted(readings.items()):
-        at = min(datetime.fromtimestamp(reading.at_ms / 1000, UTC), received_at)
+        at = min(datetime.fromtimestamp(reading.at_ms / 1000, UTC), received_at + AHEAD_MAX)
         rows.append((dispenser_id, at, reading.model_dump_json(exclude={"v", "at_ms"}, exclude_none=True)))
     latest = "ON CONFLICT (dispenser_id) DO UPDATE SET at = excluded.at, reading = excluded.reading"
     unnest_insert(connection, "vitals", columns, rows, on_conflict=latest)

@@ -1,9 +1,13 @@
 """The corrected time of a fact: wall time is an attribute that a machine may have wrong; the order never depends on it. Pure."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from fleet_server.devices.machines import Cursor
 from protocol.messages import FactBase
+
+AHEAD_MAX: Final = timedelta(days=1)
+"""A trusted clock may be ahead of ours by this: while history is played, ours follows in steps."""
 
 
 def wall(fact: FactBase) -> datetime:
@@ -12,13 +16,13 @@ def wall(fact: FactBase) -> datetime:
 
 
 def corrected(fact: FactBase, last: Cursor, received_at: datetime) -> datetime:
-    """Return the best known time of a fact: never later than its arrival.
+    """Return the best known time of a fact.
 
-    A trusted wall time stands. Otherwise the time since the stream's last fact of the same boot counts, and without one
+    A trusted wall time stands, unless it lies far ahead of the arrival: then it is no time to trust. Otherwise the time since the stream's last fact of the same boot counts, and without one
     the fact is bounded by its neighbours: not before the last fact, not after its arrival.
     """
-    if fact.clock_trusted:
-        return min(wall(fact), received_at)
+    if fact.clock_trusted and wall(fact) <= received_at + AHEAD_MAX:
+        return wall(fact)
     if last.last_at is None:
         return min(wall(fact), received_at)
     if last.last_boot_id == fact.boot_id and last.last_mono_ms is not None:

@@ -171,7 +171,8 @@ class Replay:
 
     def _load(self, place: str, slot: int, pack: tuple[str, str], packs: int, source: str) -> None:
         coil = self.coils[place, slot]
-        coil.packs += [pack] * packs
+        unnamed = [held for held in coil.packs if held[1] == "?"]
+        coil.packs = [held for held in coil.packs if held[1] != "?"] + [pack] * packs + unnamed
         coil.latest = pack
         self.move(source, f"slot/{place}/{slot}", pack, packs)
 

@@ -127,8 +127,7 @@ class SlotBook:
             case Taken():
                 return self._take(entry)
             case Added():
-                self.queue.append(Run(entry.product, entry.lot, entry.packs))
-                self.last = (entry.product, entry.lot)
+                self._load(Run(entry.product, entry.lot, entry.packs))
                 return [Posting(entry.source, self.own, entry.product, entry.lot, entry.packs, "refill")]
             case Removed():
                 self._remove(entry.product, entry.lot, entry.packs)
@@ -139,6 +138,14 @@ class SlotBook:
                 return []
             case _:
                 assert_never(entry)
+
+    def _load(self, run: Run) -> None:
+        """Behind all others, but before packs of a lot that nobody named: a machine refuses those, and must not get stuck."""
+        place = len(self.queue)
+        while place and self.queue[place - 1].lot == UNKNOWN:
+            place -= 1
+        self.queue.insert(place, run)
+        self.last = (run.product, run.lot)
 
     def agrees(self, claim: Claimed) -> bool:
         """Tell whether the machine's claim is what the book says, lot by lot."""
