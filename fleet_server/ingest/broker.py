@@ -1,6 +1,8 @@
 """The one door to the broker: paho, with acknowledgement after commit and back-pressure by not reading the socket."""
 
+import contextlib
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +63,12 @@ class Delivery:
     client: Client
 
 
+def _without_delay(_client: Client, _data: Any, opened: Any) -> None:
+    """Switch Nagle's algorithm off: together with delayed acknowledgements it costs 40 ms a message."""
+    with contextlib.suppress(OSError):
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Broker:
     """A connection that hands messages to a bounded queue and acknowledges them when told.
 
@@ -83,6 +91,7 @@ class Broker:
             client.tls_set(ca_certs=self._address.ca_file)
         client.reconnect_delay_set(min_delay=1, max_delay=RECONNECT_DELAY_S_MAX)
         client.max_inflight_messages_set(1000)
+        client.on_socket_open = _without_delay
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
