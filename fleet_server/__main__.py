@@ -42,10 +42,10 @@ def serve(
     port: Annotated[int | None, typer.Option()] = None,
 ) -> None:
     """Run one server process."""
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
-    from fleet_server import logs  # noqa: PLC0415
-    from fleet_server.app import create_app  # noqa: PLC0415
+    from fleet_server import logs
+    from fleet_server.app import create_app
 
     with told():
         chosen = None if roles is None else tuple(roles.split(","))
@@ -82,7 +82,7 @@ def migrate_command(config: Config = None) -> None:
 @cli.command()
 def seed(config: Config = None) -> None:
     """Register products, the 42 illustrative sites and a stocked depot; a second time changes nothing."""
-    from fleet_server.seed import seed as plant  # noqa: PLC0415
+    from fleet_server.seed import seed as plant
 
     with told():
         url = st.load(config).database_url
@@ -94,10 +94,10 @@ def seed(config: Config = None) -> None:
 @cli.command()
 def audit(
     config: Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,
 ) -> None:
     """Recompute every balance twice; exits with 1 on any difference."""
-    from fleet_server.ledger.audit import audit as recompute  # noqa: PLC0415
+    from fleet_server.ledger.audit import audit as recompute
 
     with told():
         database = Database(st.load(config).database_url)
@@ -124,7 +124,7 @@ def add_user(
     config: Config = None,
 ) -> None:
     """Add a user, or give one a new password; it is asked for, or read from standard input."""
-    from fleet_server.auth import service  # noqa: PLC0415
+    from fleet_server.auth import service
 
     with told():
         url = st.load(config).database_url
@@ -136,7 +136,7 @@ def add_user(
 @cli.command()
 def asyncapi() -> None:
     """Print the AsyncAPI document of the protocol."""
-    from protocol.asyncapi import render  # noqa: PLC0415
+    from protocol.asyncapi import render
 
     print(render(), end="")
 
@@ -148,11 +148,11 @@ def demo(
     speed: Annotated[float, typer.Option(help="of the time after the history; 1 is the wall clock")] = 1.0,
     port: Annotated[int, typer.Option(help="of the web view")] = 8080,
     data_dir: Annotated[Path, typer.Option(help="where everything is kept")] = Path(".demo"),
-    exit_: Annotated[bool, typer.Option("--exit", help="stop after the history and its audit")] = False,  # noqa: FBT002
-    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,  # noqa: FBT002
+    exit_: Annotated[bool, typer.Option("--exit", help="stop after the history and its audit")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,
 ) -> None:
     """Run everything on this machine: database, broker, server, 42 simulated dispensers, web view."""
-    from fleet_server import demo as show  # noqa: PLC0415
+    from fleet_server import demo as show
 
     with told():
         raise typer.Exit(show.run(show.Options(days, seed_, speed, port, data_dir, exit_, as_json)))

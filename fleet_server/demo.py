@@ -25,8 +25,8 @@ from fleet_server.database import Database, migrate
 from fleet_server.devices.fleet import list_dispensers
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedError, EmbeddedPostgres
 from fleet_server.errors import InputError
-from fleet_server.ledger.audit import audit
 from fleet_server.jobs.store import write_clock
+from fleet_server.ledger.audit import audit
 from fleet_server.seed import DEPOT, seed
 
 START_DELAY_S_MAX: Final = 30
@@ -78,7 +78,9 @@ class Demo:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("data_dir", str(self._directory), f"a directory that can be made ({error.strerror})") from None
+            raise InputError(
+                "data_dir", str(self._directory), f"a directory that can be made ({error.strerror})"
+            ) from None
         with self._postgres() as database_url, self._broker() as broker:
             is_new = self._prepare(database_url)
             with self._server(database_url, broker) as server:
@@ -122,7 +124,9 @@ class Demo:
                 seed(connection, began)
                 write_clock(connection, ClockState("played", began, system_now()))
             for name in ACCOUNTS:
-                auth.add_user(connection, name, name, passwords[name], system_now(), DEPOT if name == "restocker" else None)
+                auth.add_user(
+                    connection, name, name, passwords[name], system_now(), DEPOT if name == "restocker" else None
+                )
         database.close()
         return is_new or not (self._directory / "machines" / "fleet.json").exists()
 
@@ -170,13 +174,17 @@ class Demo:
         while time.monotonic() < deadline:
             if server.poll() is not None:
                 lines = (self._directory / "server.log").read_text().strip().splitlines()
-                raise InputError("port", self._options.port, f"a server that starts; it said: {lines[-1] if lines else ''}")
+                raise InputError(
+                    "port", self._options.port, f"a server that starts; it said: {lines[-1] if lines else ''}"
+                )
             try:
                 with urllib.request.urlopen(f"{self._url}/readyz", timeout=2):  # noqa: S310 - our own address
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise InputError("server", self._url, f"ready within {START_DELAY_S_MAX} s; see {self._directory / 'server.log'}")
+        raise InputError(
+            "server", self._url, f"ready within {START_DELAY_S_MAX} s; see {self._directory / 'server.log'}"
+        )
 
     # ------------------------------------------------------------ the simulator
 
@@ -192,7 +200,9 @@ class Demo:
         ]  # fmt: skip
         # By environment: a command line can be read by everybody on the machine.
         address = f"mqtt://fleet:{broker.users['fleet']}@{broker.host}:{broker.port}"
-        return subprocess.Popen(command, env=os.environ | {"SIMULATOR_BROKER_URL": address}, start_new_session=True, **more)
+        return subprocess.Popen(
+            command, env=os.environ | {"SIMULATOR_BROKER_URL": address}, start_new_session=True, **more
+        )
 
     def _play(self, broker: BrokerAddress, days: float) -> None:
         self._say(f"playing {days:g} days of 42 dispensers through agents, broker and server ...")
@@ -222,7 +232,9 @@ class Demo:
         }
         for difference in report.differences[:20]:
             print(difference, file=sys.stderr)
-        print(json.dumps(line) if self._options.json else "\n".join(f"{k:>18}  {v}" for k, v in line.items()), flush=True)
+        print(
+            json.dumps(line) if self._options.json else "\n".join(f"{k:>18}  {v}" for k, v in line.items()), flush=True
+        )
         return 1 if report.differences or line.get("residual") else 0
 
     def _live(self, broker: BrokerAddress, server: "subprocess.Popen[bytes]") -> int:
@@ -237,10 +249,11 @@ class Demo:
             while server.poll() is None and simulator.poll() is None:
                 time.sleep(0.3)
             self._say("a process ended by itself; stopping")
-            return 1
         except KeyboardInterrupt:
             self._say("stopping ...")
             return 0
+        else:
+            return 1
         finally:
             _stop(simulator)
 

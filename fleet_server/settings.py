@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         try:
             return self.broker_password_file.read_text().strip()
         except OSError as error:
-            raise InputError("broker_password_file", str(self.broker_password_file), f"a readable file ({error.strerror})") from None
+            raise InputError(
+                "broker_password_file", str(self.broker_password_file), f"a readable file ({error.strerror})"
+            ) from None
 
 
 def load(config: Path | None = None, **given: Any) -> Settings:

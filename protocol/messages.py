@@ -50,7 +50,9 @@ class FactBase(Message):
     """What every fact carries: wall time, monotonic time within a boot, and whether the clock was trusted."""
 
     v: Literal[1] = 1
-    at_ms: Milliseconds = Field(description="wall clock of the machine, ms since 1970 UTC; an attribute, never an order")
+    at_ms: Milliseconds = Field(
+        description="wall clock of the machine, ms since 1970 UTC; an attribute, never an order"
+    )
     mono_ms: Milliseconds = Field(description="monotonic clock, ms since the boot named by boot_id")
     boot_id: BootId
     clock_trusted: bool

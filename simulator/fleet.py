@@ -3,7 +3,6 @@
 import heapq
 import itertools
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from typing import Any, Final
 from protocol.topics import Channel
 from simulator.machine import SimulatedMachine
 from simulator.mqtt import Bridge
+from simulator.real_time import monotonic, pause
 from simulator.restockers import Crew, Steps, Work
 from simulator.server_api import ServerApi, ServerError
 from simulator.world import HOUR_MS, World, local, sites
@@ -153,7 +153,7 @@ class Fleet:
                 return
 
     def _run_lanes(self, end_ms: int, patience_s: float) -> None:
-        deadline = time.monotonic() + patience_s
+        deadline = monotonic() + patience_s
         waiting = {machine_id for machine_id, machine in self.machines.items() if not machine.run_until(end_ms)}
         while waiting:
             arrived = self._bridge.take(SILENCE_S)
@@ -161,7 +161,7 @@ class Fleet:
                 self._after_silence(waiting, deadline)
                 waiting = {machine_id for machine_id in waiting if not self.machines[machine_id].run_until(end_ms)}
                 continue
-            deadline = time.monotonic() + patience_s
+            deadline = monotonic() + patience_s
             machine_id = self._hand_over(*arrived)
             if machine_id in waiting and self.machines[machine_id].run_until(end_ms):
                 waiting.discard(machine_id)
@@ -175,10 +175,10 @@ class Fleet:
 
     def _after_silence(self, waiting: set[str], deadline: float) -> None:
         """Nothing came for seconds: the broker or the server is away. Machines would lose their connection, and so do these."""
-        while time.monotonic() < deadline:
+        while monotonic() < deadline:
             if self._bridge.connected and self._server_is_ready():
                 break
-            time.sleep(0.3)
+            pause(0.3)
         for machine_id in waiting:
             self.machines[machine_id].give_up_waiting()
             self.machines[machine_id].reconnect()
@@ -203,8 +203,8 @@ class Fleet:
         """Wait until all that the server says it has sent so far is here; `total` begins anew when it restarts."""
         known = self._sent_before is not None and total >= self._sent_before
         self._sent_before = total
-        deadline = time.monotonic() + (OUTGOING_WAIT_S if known else SETTLE_S)
-        while not (known and self._received >= total + self._offset) and time.monotonic() < deadline:
+        deadline = monotonic() + (OUTGOING_WAIT_S if known else SETTLE_S)
+        while not (known and self._received >= total + self._offset) and monotonic() < deadline:
             arrived = self._bridge.take(0.02)
             if arrived is not None:
                 self._hand_over(*arrived)
@@ -218,23 +218,23 @@ class Fleet:
 
     def live(self, speed: float, stop: Callable[[], bool]) -> None:
         """Go on in real time, or faster by a factor, until told to stop."""
-        began_s, base_ms = time.monotonic(), self.now_ms
+        began_s, base_ms = monotonic(), self.now_ms
         heard_s = began_s
         while not stop():
             arrived = self._bridge.take(0.05)
             while arrived is not None:
-                heard_s = time.monotonic()
+                heard_s = monotonic()
                 self._hand_over(*arrived)
                 arrived = self._bridge.take(0.0)
-            self.now_ms = base_ms + int((time.monotonic() - began_s) * 1000 * speed)
-            quiet = time.monotonic() - heard_s > SILENCE_S
+            self.now_ms = base_ms + int((monotonic() - began_s) * 1000 * speed)
+            quiet = monotonic() - heard_s > SILENCE_S
             for machine in self.machines.values():
                 if machine.waits and quiet:
                     machine.give_up_waiting()
                 if machine.run_until(self.now_ms):
                     machine.deliver()
             if quiet:
-                heard_s = time.monotonic()
+                heard_s = monotonic()
             self._run_desk_live()
 
     def _run_desk_live(self) -> None:

@@ -1,9 +1,10 @@
 """The server's REST API, as a restocker's phone uses it."""
 
-import time
 from typing import Any
 
 import httpx2 as httpx
+
+from simulator.real_time import monotonic, pause
 
 
 class ServerError(RuntimeError):
@@ -42,7 +43,7 @@ class ServerApi:
 
     def _send(self, method: str, path: str, body: Any, *, signed: bool = True) -> Any:
         """Ask until the server answers: it may be restarting. Its refusal is final."""
-        deadline = time.monotonic() + self._patience_s
+        deadline = monotonic() + self._patience_s
         while True:
             if signed and self._token is None:
                 self.sign_in()
@@ -60,9 +61,9 @@ class ServerApi:
                         raise ServerError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
                     return answer.json()
                 problem = f"{answer.status_code} {answer.text[:200]}"
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise ServerError(f"{method} {path}: {problem}")
-            time.sleep(0.5)
+            pause(0.5)
 
     def close(self) -> None:
         """Close the connections."""

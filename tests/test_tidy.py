@@ -41,8 +41,18 @@ FEATURES = ["devices", "faults", "ledger", "access", "demand", "workorders", "pl
 ABOVE_FEATURES = {"web", "ingest", "jobs", "app", "auth", "__main__", "demo"}
 # Where each library may be imported, as glob patterns; everywhere else is pure.
 DOORS = {
-    "sqlalchemy": ("fleet_server/database.py", "fleet_server/*/store.py", "fleet_server/*/*_store.py", "fleet_server/migrations/**"),
-    "psycopg": ("fleet_server/database.py", "fleet_server/*/store.py", "fleet_server/*/*_store.py", "fleet_server/migrations/**"),
+    "sqlalchemy": (
+        "fleet_server/database.py",
+        "fleet_server/*/store.py",
+        "fleet_server/*/*_store.py",
+        "fleet_server/migrations/**",
+    ),
+    "psycopg": (
+        "fleet_server/database.py",
+        "fleet_server/*/store.py",
+        "fleet_server/*/*_store.py",
+        "fleet_server/migrations/**",
+    ),
     "alembic": ("fleet_server/database.py", "fleet_server/migrations/**"),
     "fastapi": ("fleet_server/web/**", "fleet_server/app.py"),
     "starlette": ("fleet_server/web/**", "fleet_server/app.py"),
@@ -59,7 +69,7 @@ ENTRY_POINTS = (
     "fleet_server/child_process.py",  # The part of embedded.py that waits for child processes.
     "fleet_server/demo.py",
     "device_agent/runtime.py",
-    "simulator/live.py",
+    "simulator/real_time.py",
     "simulator/mqtt.py",
 )
 BANNED_CALLS = {
@@ -266,7 +276,7 @@ def test_a_planted_look_up_the_features_is_found(path: str, source: str) -> None
         ("fleet_server/errors.py", "import fastapi"),
         ("fleet_server/auth/a.py", "from starlette.requests import Request"),
         ("device_agent/agent.py", "import paho.mqtt.client"),
-        ("simulator/live.py", "import aiomqtt"),
+        ("simulator/real_time.py", "import aiomqtt"),
         ("fleet_server/jobs/table.py", "from apscheduler.schedulers import base"),
         ("fleet_server/planning/plan.py", "import pyvrp"),
     ],

@@ -88,9 +88,7 @@ def read_session(connection: Connection, digest: bytes, now: datetime) -> Any:
 
 def extend_session(connection: Connection, digest: bytes, now: datetime, ends_at: datetime) -> None:
     """Keep a session that is used."""
-    connection.execute(
-        update(sessions).where(sessions.c.token_digest == digest).values(seen_at=now, ends_at=ends_at)
-    )
+    connection.execute(update(sessions).where(sessions.c.token_digest == digest).values(seen_at=now, ends_at=ends_at))
 
 
 def end_session(connection: Connection, digest: bytes) -> None:

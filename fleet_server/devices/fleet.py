@@ -5,7 +5,6 @@ from fleet_server.devices.store import (
     add_dispensers,
     add_products,
     add_slots,
-    all_presence as presence,
     current_session,
     facts_page,
     get_dispenser,
@@ -15,7 +14,9 @@ from fleet_server.devices.store import (
     list_products,
     planogram,
 )
-
+from fleet_server.devices.store import (
+    all_presence as presence,
+)
 
 __all__ = [
     "Dispenser",
@@ -26,7 +27,6 @@ __all__ = [
     "add_dispensers",
     "add_products",
     "add_slots",
-    "presence",
     "current_session",
     "facts_page",
     "get_dispenser",
@@ -35,4 +35,5 @@ __all__ = [
     "list_dispensers",
     "list_products",
     "planogram",
+    "presence",
 ]

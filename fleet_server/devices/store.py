@@ -275,7 +275,7 @@ def lines_between(connection: Connection, dispenser_id: str, stream_no: int, fir
 
 def cursors(connection: Connection, dispenser_ids: Sequence[str]) -> list[Cursor]:
     """Return the cursors of all streams of these machines, oldest stream first."""
-    names = [name for name in Cursor.__dataclass_fields__]
+    names = list(Cursor.__dataclass_fields__)
     query = select(*(streams.c[name] for name in names)).where(streams.c.dispenser_id.in_(dispenser_ids))
     rows = connection.execute(query.order_by(streams.c.dispenser_id, streams.c.stream_no)).mappings()
     return [Cursor(**row) for row in rows]
@@ -341,7 +341,7 @@ def write_cursors(connection: Connection, rows: Sequence[Cursor], received_at: d
          received_at, received_at)
         for c in rows
     ]  # fmt: skip
-    moved = "through_seq digest last_at last_boot_id last_mono_ms received_at".split()
+    moved = ["through_seq", "digest", "last_at", "last_boot_id", "last_mono_ms", "received_at"]
     update = ", ".join(f"{name} = excluded.{name}" for name in moved)
     conflict = f"ON CONFLICT (dispenser_id, stream_no) DO UPDATE SET {update}"
     unnest_insert(connection, "streams", columns, values, on_conflict=conflict)

@@ -53,9 +53,10 @@ def record(connection: Connection, changes: Sequence[FaultChange]) -> None:
     for opened, run in _runs(changes):
         rows = [(c.dispenser_id, c.slot, c.code, c.source, c.detail, c.at) for c in run]
         if opened:
-            columns = dict(
-                dispenser_id="text", slot="int", code="text", source="text", detail="text", opened_at="timestamptz"
-            )
+            columns = {
+                "dispenser_id": "text", "slot": "int", "code": "text", "source": "text", "detail": "text",
+                "opened_at": "timestamptz",
+            }  # fmt: skip
             unnest_insert(connection, "faults", columns, rows, on_conflict="ON CONFLICT DO NOTHING")
         else:
             connection.execute(

@@ -76,7 +76,9 @@ class Broker:
     clean: machines send again what the server has not acknowledged, so a broker need not keep anything for us.
     """
 
-    def __init__(self, address: BrokerAddress, deliveries: "queue.Queue[Delivery | None]", on_up: Callable[[], None]) -> None:
+    def __init__(
+        self, address: BrokerAddress, deliveries: "queue.Queue[Delivery | None]", on_up: Callable[[], None]
+    ) -> None:
         self._address, self._deliveries, self._on_up = address, deliveries, on_up
         self._client = self._new_client()
         self._stopping = threading.Event()

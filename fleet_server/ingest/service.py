@@ -114,7 +114,7 @@ class IngestService:
                     self._stopping.wait(RETRY_DELAY_S)
                     continue
                 self._work_singly(deliveries, error)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a message does, the others go on
                 self._work_singly(deliveries, error)
             return
 

@@ -49,7 +49,9 @@ def go_live(database: Database, clock: SettableClock, speed: float, *, productio
         at = store.read_clock(connection, wall).at(wall)
         with_wall = speed == 1 and abs(at - wall) < NEARLY_NOW
         base = at if speed != 1 else max(at, wall)
-        state = ClockState("system", wall, wall) if with_wall and at <= wall else ClockState("scaled", base, wall, speed)
+        state = (
+            ClockState("system", wall, wall) if with_wall and at <= wall else ClockState("scaled", base, wall, speed)
+        )
         store.write_clock(connection, state)
     clock.forget()
     return state
@@ -57,4 +59,4 @@ def go_live(database: Database, clock: SettableClock, speed: float, *, productio
 
 def _guard(*, production: bool) -> None:
     if production:
-        raise ForbiddenError("production", True, "false: history is played in demos and simulations only")  # noqa: FBT003
+        raise ForbiddenError("production", True, "false: history is played in demos and simulations only")

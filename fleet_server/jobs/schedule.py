@@ -51,9 +51,7 @@ def due_times(trigger: Any, after: datetime, until: datetime) -> list[datetime]:
     return found
 
 
-def run_due(
-    database: Database, now: datetime, jobs: Sequence[Job] = JOBS, *, wait: bool = False
-) -> list[str]:
+def run_due(database: Database, now: datetime, jobs: Sequence[Job] = JOBS, *, wait: bool = False) -> list[str]:
     """Run every job that fell due up to `now`, in the order of time, each once; returns what ran here.
 
     Only one replica at a time: the others find the lock taken and leave it to it, or `wait` their turn.
@@ -82,8 +80,9 @@ def _run(database: Database, job: Job, due_at: datetime) -> bool:
                 return False
             job.function(connection, due_at)
             store.end_run(connection, job.name, due_at, due_at, None)
-    except Exception as failure:  # noqa: BLE001 - one job that fails must not keep the others from running
-        log.error("job failed", job=job.name, due_at=due_at.isoformat(), error=repr(failure)[:500])
+    except Exception as failure:
+        # One job that fails must not keep the others from running.
+        log.exception("job failed", job=job.name, due_at=due_at.isoformat(), error=repr(failure)[:500])
         with database.begin() as connection:
             store.begin_run(connection, job.name, due_at, due_at)
             store.end_run(connection, job.name, due_at, due_at, f"{type(failure).__name__}: {failure}"[:500])

@@ -125,8 +125,8 @@ def entries_of_slot(connection: Connection, dispenser_id: str, slot: int) -> lis
         ):
             if key[1] == slot:
                 found.append(entry)
-    for row in store.booked_operations(connection, dispenser_id, slot):
-        found.append(anchored_operation(row, row["stream_no"], row["seq"]))
+    booked = store.booked_operations(connection, dispenser_id, slot)
+    found += [anchored_operation(row, row["stream_no"], row["seq"]) for row in booked]
     return sorted(found, key=_order)
 
 

@@ -59,10 +59,8 @@ class Booking:
 def book(connection: Connection, operations: Sequence[SlotOperation], now: datetime) -> list[Booking]:
     """Keep operations and book those whose door session is known; the others wait for it."""
     lock(connection, {operation.dispenser_id for operation in operations})
-    bookings: list[Booking] = []
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
-    for operation in operations:
-        bookings.append(_keep(connection, operation, now, entries))
+    bookings = [_keep(connection, operation, now, entries) for operation in operations]
     record(connection, book_entries(connection, entries, now))
     tell_books(connection, sorted({dispenser_id for dispenser_id, _ in entries}), now)
     return bookings
@@ -88,7 +86,18 @@ def _keep(
 
 
 def _row(operation: SlotOperation, now: datetime) -> dict[str, Any]:
-    names = "operation_id dispenser_id visit_id slot kind session step entered_at actor van".split()
+    names = [
+        "operation_id",
+        "dispenser_id",
+        "visit_id",
+        "slot",
+        "kind",
+        "session",
+        "step",
+        "entered_at",
+        "actor",
+        "van",
+    ]
     row = {name: getattr(operation, name) for name in names}
     return row | {"payload": operation.payload(), "received_at": now, "state": "waiting"}
 

@@ -111,7 +111,9 @@ def _unexpired_first(stock: Sequence[dict[str, Any]], today: date) -> dict[str, 
     return lots
 
 
-def _picks(dispenser: dict[str, Any], depot_stock: dict[str, list[dict[str, Any]]], today: date) -> list[dict[str, Any]]:
+def _picks(
+    dispenser: dict[str, Any], depot_stock: dict[str, list[dict[str, Any]]], today: date
+) -> list[dict[str, Any]]:
     picks = []
     for slot in dispenser["slots"]:
         wanted = rule.top_up(slot["capacity"], _usable(slot, today)) if slot["enabled"] else 0

@@ -54,13 +54,13 @@ def sign_out(person: SignedIn, connection: Transaction) -> m.Done:
 
 
 @router.get("/dispensers", tags=["dispensers"])
-def dispensers(person: SignedIn, connection: Transaction, now: Now) -> m.DispenserList:
+def dispensers(connection: Transaction, now: Now) -> m.DispenserList:
     """List all machines with stock, presence and age of the data."""
     return m.DispenserList(items=views.overview(connection, now))
 
 
 @router.get("/dispensers/{dispenser_id}", tags=["dispensers"])
-def dispenser(dispenser_id: str, person: SignedIn, connection: Transaction, now: Now) -> m.DispenserDetail:
+def dispenser(dispenser_id: str, connection: Transaction, now: Now) -> m.DispenserDetail:
     """Return one machine with its slots, lots, faults and vitals."""
     return views.detail(connection, dispenser_id, now)
 
@@ -68,7 +68,6 @@ def dispenser(dispenser_id: str, person: SignedIn, connection: Transaction, now:
 @router.get("/dispensers/{dispenser_id}/facts", tags=["facts"])
 def dispenser_facts(
     dispenser_id: str,
-    person: SignedIn,
     connection: Transaction,
     before_stream: int | None = None,
     before_seq: int | None = None,
@@ -81,7 +80,6 @@ def dispenser_facts(
 
 @router.get("/stock", tags=["stock"])
 def stock(
-    person: SignedIn,
     connection: Transaction,
     account: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
@@ -95,7 +93,6 @@ def stock(
 
 @router.get("/ledger/movements", tags=["stock"])
 def movements(
-    person: SignedIn,
     connection: Transaction,
     account: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
@@ -131,14 +128,14 @@ def receive(body: m.Receipt, person: SignedIn, connection: Transaction, now: Now
 
 
 @router.get("/lots", tags=["lots"])
-def list_lots(person: SignedIn, connection: Transaction) -> m.LotList:
+def list_lots(connection: Transaction) -> m.LotList:
     """List all lots."""
     rows = lots.list_lots(connection)
     return m.LotList(items=[m.LotItem(product=r.product, lot=r.lot, expires_on=r.expires_on) for r in rows])
 
 
 @router.post("/lots", tags=["lots"])
-def record_lot(body: m.LotItem, person: SignedIn, connection: Transaction, now: Now) -> m.Done:
+def record_lot(body: m.LotItem, connection: Transaction, now: Now) -> m.Done:
     """Register a lot with its expiry."""
     verdict = _record_lot(connection, body, now)
     tell_desired(connection, None, now)
@@ -162,7 +159,7 @@ def _done(verdict: Verdict, operation_id: str) -> m.Done:
 
 
 @router.get("/plans", tags=["plans"])
-def plans(person: SignedIn, connection: Transaction) -> m.PlanList:
+def plans(connection: Transaction) -> m.PlanList:
     """List plans, newest first."""
     return m.PlanList(items=[m.PlanItem(**row) for row in planning.list_plans(connection)])
 
@@ -175,7 +172,7 @@ def make_plan(person: SignedIn, connection: Transaction, now: Now) -> m.PlanItem
 
 
 @router.get("/plans/{plan_id}", tags=["plans"])
-def plan(plan_id: str, person: SignedIn, connection: Transaction) -> m.PlanItem:
+def plan(plan_id: str, connection: Transaction) -> m.PlanItem:
     """Return one plan."""
     return _plan(connection, plan_id)
 
@@ -186,7 +183,7 @@ def _plan(connection: Any, plan_id: str) -> m.PlanItem:
 
 
 @router.post("/plans/{plan_id}/release", tags=["plans"])
-def release(plan_id: str, person: SignedIn, connection: Transaction, now: Now) -> m.Released:
+def release(plan_id: str, connection: Transaction, now: Now) -> m.Released:
     """Release a plan: its tours become work orders."""
     return m.Released(work_order_ids=planning.release(connection, plan_id, now))
 
@@ -308,14 +305,14 @@ def skip(visit_id: str, body: m.Skip, person: SignedIn, connection: Transaction,
 
 
 @router.get("/clock", tags=["clock"])
-def clock(person: SignedIn, parts: Parts) -> m.ClockNow:
+def clock(parts: Parts) -> m.ClockNow:
     """Tell the fleet's time."""
     state = parts.clock.state()
     return m.ClockNow(now=parts.clock.now(), mode=state.mode, speed=state.speed)
 
 
 @router.post("/clock/advance", tags=["clock"])
-def advance(body: m.Advance, person: SignedIn, parts: Parts) -> m.Advanced:
+def advance(body: m.Advance, parts: Parts) -> m.Advanced:
     """Move the played clock and run the jobs that fall due; refused in production."""
     ran = clockwork.advance(parts.database, parts.clock, body.to, production=parts.settings.production)
     sent = 0
@@ -326,7 +323,7 @@ def advance(body: m.Advance, person: SignedIn, parts: Parts) -> m.Advanced:
 
 
 @router.post("/clock/live", tags=["clock"])
-def live(body: m.Live, person: SignedIn, parts: Parts) -> m.ClockNow:
+def live(body: m.Live, parts: Parts) -> m.ClockNow:
     """Let the clock run on; refused in production."""
     state = clockwork.go_live(parts.database, parts.clock, body.speed, production=parts.settings.production)
     return m.ClockNow(now=parts.clock.now(), mode=state.mode, speed=state.speed)

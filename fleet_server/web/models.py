@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-OperationId = Annotated[str, Field(pattern=r"^[0-9a-zA-Z-]{8,64}$", description="made by the caller; the same id is booked once")]
+OperationId = Annotated[
+    str, Field(pattern=r"^[0-9a-zA-Z-]{8,64}$", description="made by the caller; the same id is booked once")
+]
 Packs = Annotated[int, Field(ge=0, le=1_000)]
 ProductCode = Annotated[str, Field(min_length=1, max_length=20)]
 LotCode = Annotated[str, Field(pattern=r"^[!-~]{1,20}$")]

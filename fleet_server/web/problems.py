@@ -22,7 +22,7 @@ TITLES = {
 def problem(request: Request, status: int, detail: str, field: str | None = None) -> Response:
     """Return the error in the form that the caller reads."""
     if not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", ""):
-        from fleet_server.web.pages import error_page  # noqa: PLC0415 - pages use this module's handlers
+        from fleet_server.web.pages import error_page
 
         return error_page(request, status, detail)
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}

@@ -69,7 +69,9 @@ def install(app: FastAPI, settings: Settings) -> None:
         length = request.headers.get("content-length", "0")
         chunked = "transfer-encoding" in request.headers
         if chunked or not length.isdigit() or int(length) > BODY_BYTES_MAX:
-            response = problem(request, 413, f"body of {length} bytes: expected at most {BODY_BYTES_MAX}, with its length")
+            response = problem(
+                request, 413, f"body of {length} bytes: expected at most {BODY_BYTES_MAX}, with its length"
+            )
         else:
             response = await call_next(request)
         response.headers["content-security-policy"] = CONTENT_SECURITY_POLICY

@@ -72,7 +72,13 @@ def van_of(work_order_id: str) -> str:
 
 
 def create(
-    connection: Connection, order_id: str, plan_id: str, depot_id: str, day: date, tour: Sequence[PlannedStop], now: datetime
+    connection: Connection,
+    order_id: str,
+    plan_id: str,
+    depot_id: str,
+    day: date,
+    tour: Sequence[PlannedStop],
+    now: datetime,
 ) -> None:
     """Make a work order of a released tour; one that exists stays as it is."""
     order = {
@@ -157,7 +163,9 @@ def enter(
 ) -> list[tuple[str, str, str]]:
     """Book what a phone entered, each entry by itself: (operation_id, verdict, detail). It may come days late."""
     stop = visit(connection, visit_id)
-    known_slots = {plan.slot: plan for plan in fleet.planogram(connection, [stop["dispenser_id"]]).get(stop["dispenser_id"], [])}
+    known_slots = {
+        plan.slot: plan for plan in fleet.planogram(connection, [stop["dispenser_id"]]).get(stop["dispenser_id"], [])
+    }
     known_lots = {(lot.product, lot.lot) for lot in lots.list_lots(connection)}
     good: list[SlotOperation] = []
     results: dict[str, tuple[str, str]] = {}
