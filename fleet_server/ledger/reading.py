@@ -87,3 +87,41 @@ def door_state(connection: Connection, dispenser_id: str) -> DoorState:
 def sessions_of(connection: Connection, dispenser_id: str, limit: int = 20) -> list[DoorSession]:
     """Return one machine's door sessions, newest first."""
     return store.door_sessions_of(connection, dispenser_id, limit=limit)
+
+
+@dataclass(frozen=True, slots=True)
+class VisitEntry:
+    """What was entered at one slot in a visit; `difference` is what a booked count changed."""
+
+    operation_id: str
+    slot: int
+    kind: str
+    state: str
+    session: str | None
+    counted: int | None
+    lot: str | None
+    packs: int | None
+    difference: int | None
+
+
+def entries_of_visit(connection: Connection, visit_id: str) -> list[VisitEntry]:
+    """Return what was entered in one visit, in its order."""
+    rows = store.operations_of_visit(connection, visit_id)
+    if not rows:
+        return []
+    counts = [row["operation_id"] for row in rows if row["kind"] == "count" and row["state"] == "booked"]
+    changed = store.differences_of(connection, rows[0]["dispenser_id"], counts)
+    return [
+        VisitEntry(
+            row["operation_id"],
+            row["slot"],
+            row["kind"],
+            row["state"],
+            row["session"],
+            row["payload"]["counted"],
+            row["payload"]["lot"],
+            row["payload"]["packs"],
+            changed.get(row["operation_id"], 0) if row["operation_id"] in counts else None,
+        )
+        for row in rows
+    ]

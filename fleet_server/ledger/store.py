@@ -353,3 +353,19 @@ def booked_operations(connection: Connection, dispenser_id: str, slot: int) -> l
         operations.c.dispenser_id == dispenser_id, operations.c.slot == slot, operations.c.state == "booked"
     )
     return list(connection.execute(query).mappings())
+
+
+def operations_of_visit(connection: Connection, visit_id: str) -> list[Any]:
+    """Return what was entered in one visit, in its order."""
+    query = select(operations).where(operations.c.visit_id == visit_id)
+    return list(connection.execute(query.order_by(operations.c.step, operations.c.operation_id)).mappings())
+
+
+def differences_of(connection: Connection, dispenser_id: str, operation_ids: Sequence[str]) -> dict[str, int]:
+    """Return by how many packs each of these counts changed its slot's book."""
+    query = text("""
+        SELECT cause, sum(CASE WHEN target LIKE 'slot/%' THEN units WHEN source LIKE 'slot/%' THEN -units ELSE 0 END) AS units
+        FROM movements WHERE place = :place AND cause = ANY(:causes) GROUP BY cause""")
+    causes = [f"operation:{operation_id}" for operation_id in operation_ids]
+    rows = connection.execute(query, {"place": dispenser_id, "causes": causes})
+    return {row.cause.partition(":")[2]: int(row.units) for row in rows}

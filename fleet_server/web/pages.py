@@ -1,9 +1,380 @@
-"""The pages."""
+"""The pages: server-rendered, in Chinese and English, usable on a phone."""
 
-from fastapi import APIRouter, Request, Response
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.templating import Jinja2Templates
+from jinja2 import pass_context
+from jinja2.runtime import Context
+
+from fleet_server.auth import service as auth
+from fleet_server.auth.service import Person
+from fleet_server.clock import system_now
+from fleet_server.database import Connection
+from fleet_server.devices import fleet
+from fleet_server.errors import InputError
+from fleet_server.ledger import depot, reading
+from fleet_server.planning import service as planning
+from fleet_server.seed import DEPOT
+from fleet_server.web import models as m
+from fleet_server.web import views, words
+from fleet_server.web.api import own_order, own_visit, sign_in_person
+from fleet_server.web.context import Now, Parts, SignedIn, Transaction, cookie_name
+from fleet_server.web.i18n import LANGUAGES, catalogue
+from fleet_server.workorders import service as workorders
+from fleet_server.workorders import store as workorders_store
 
 router = APIRouter()
+templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
+NAMESPACE: Final = uuid.UUID("6b0b2f57-4c1e-4d0b-9d53-1d2f6f3c0a11")
+FACTS_PER_PAGE: Final = 30
 
 
-def error_page(_request: Request, status: int, detail: str) -> Response:
-    return Response(detail, status)
+def language(request: Request) -> str:
+    """The reader's language: what was chosen, else what this installation speaks."""
+    chosen = request.cookies.get("language", "")
+    return chosen if chosen in LANGUAGES else request.app.state.services.settings.language
+
+
+@pass_context
+def _translate(context: Context, text: str) -> str:
+    return str(catalogue(context["language"]).gettext(text))
+
+
+templates.env.globals.update(
+    {"_": _translate, "words": words, "languages": LANGUAGES, "gettext_of": lambda lang: catalogue(lang).gettext}
+)
+templates.env.filters["local_time"] = words.local_time
+
+
+def page(request: Request, name: str, person: Person | None, status: int = 200, **context: Any) -> Response:
+    """Render a template with what every page has."""
+    lang = language(request)
+    say = catalogue(lang).gettext
+    common = {"person": person, "language": lang, "say": say, "suffix": "zh" if lang == "zh" else "en"}
+    return templates.TemplateResponse(request, name, common | context, status_code=status)
+
+
+def error_page(request: Request, status: int, detail: str) -> Response:
+    """Say what went wrong, with a way back."""
+    return page(request, "error.html", None, status, detail=detail, code=status)
+
+
+def go(path: str) -> Response:
+    """Show another page after a form."""
+    return RedirectResponse(path, 303)
+
+
+# ---------------------------------------------------------------- session and language
+
+
+@router.get("/sign-in")
+def sign_in_form(request: Request) -> Response:
+    return page(request, "sign_in.html", None)
+
+
+@router.post("/sign-in")
+def sign_in(
+    request: Request, parts: Parts, user: Annotated[str, Form()] = "", password: Annotated[str, Form()] = ""
+) -> Response:
+    address = request.client.host if request.client else "unknown"
+    try:
+        person = sign_in_person(parts, user[:40], password[:200], address)
+    except auth.SignInError as error:
+        return page(request, "sign_in.html", None, error.status, failed=error.status)
+    response = go("/work-orders" if person.role is auth.Role.RESTOCKER else "/")
+    settings = parts.settings
+    response.set_cookie(
+        cookie_name(settings), person.token, httponly=True, secure=settings.cookie_secure, samesite="strict", path="/"
+    )
+    return response
+
+
+@router.post("/sign-out")
+def sign_out(person: SignedIn, connection: Transaction, parts: Parts) -> Response:
+    auth.end(connection, person, system_now())
+    response = go("/sign-in")
+    response.delete_cookie(cookie_name(parts.settings), path="/", secure=parts.settings.cookie_secure, httponly=True)
+    return response
+
+
+@router.get("/language/{language}")
+def choose_language(language: str, request: Request, parts: Parts) -> Response:
+    back = request.headers.get("referer", "/")
+    path = "/" + back.partition("//")[2].partition("/")[2] if "//" in back else "/"
+    response = go(path)
+    if language in LANGUAGES:
+        response.set_cookie(
+            "language",
+            language,
+            max_age=365 * 86_400,
+            samesite="lax",
+            secure=parts.settings.cookie_secure,
+            httponly=True,
+        )
+    return response
+
+
+# ---------------------------------------------------------------- fleet
+
+SHOWN: Final[dict[str, Callable[[m.DispenserItem], bool]]] = {
+    "all": bool,
+    "attention": lambda item: bool(item.faults_open or item.slots_empty or item.online is False),
+    "offline": lambda item: item.online is not True,
+}
+SORTED: Final[dict[str, Callable[[m.DispenserItem], Any]]] = {
+    "id": lambda item: item.id,
+    "stock": lambda item: item.stock / max(1, item.capacity),
+    "age": lambda item: -(item.age_s or 0),
+}
+
+
+@router.get("/")
+def overview(
+    request: Request, person: SignedIn, connection: Transaction, now: Now, show: str = "all", sort: str = "id"
+) -> Response:
+    every = views.overview(connection, now)
+    shown = SHOWN.get(show, SHOWN["all"])
+    items = sorted(filter(shown, every), key=SORTED.get(sort, SORTED["id"]))
+    return page(request, "overview.html", person, items=items, every=every, show=show, sort=sort, now=now)
+
+
+@router.get("/dispensers/{dispenser_id}")
+def dispenser(
+    dispenser_id: str,
+    request: Request,
+    person: SignedIn,
+    connection: Transaction,
+    now: Now,
+    before_stream: int | None = None,
+    before_seq: int | None = None,
+) -> Response:
+    before = None if before_stream is None or before_seq is None else (before_stream, before_seq)
+    item = views.detail(connection, dispenser_id, now)
+    facts = views.facts(connection, dispenser_id, before, FACTS_PER_PAGE)
+    names = {product.code: product for product in fleet.list_products(connection)}
+    soon = (now + timedelta(days=30)).date()
+    more = len(facts) == FACTS_PER_PAGE
+    return page(
+        request, "dispenser.html", person, item=item, facts=facts, products=names, soon=soon, now=now, more=more
+    )
+
+
+# ---------------------------------------------------------------- plan
+
+
+@router.get("/plan")
+def plan(request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
+    plans = planning.list_plans(connection, 1)
+    names = {d.id: d for d in fleet.list_dispensers(connection)}
+    return page(request, "plan.html", person, plan=plans[0] if plans else None, dispensers=names, now=now)
+
+
+@router.post("/plan")
+def make_plan(person: SignedIn, connection: Transaction, now: Now) -> Response:
+    planning.make_plan(connection, person.depot_id or DEPOT, now)
+    return go("/plan")
+
+
+@router.post("/plan/{plan_id}/release")
+def release_plan(plan_id: str, connection: Transaction, now: Now) -> Response:
+    planning.release(connection, plan_id, now)
+    return go("/work-orders")
+
+
+# ---------------------------------------------------------------- work orders
+
+
+@router.get("/work-orders")
+def work_orders(request: Request, person: SignedIn, connection: Transaction) -> Response:
+    orders = [r for r in workorders_store.read_orders(connection) if person.depot_id in {None, r["depot_id"]}]
+    return page(request, "work_orders.html", person, orders=orders)
+
+
+@router.get("/work-orders/{work_order_id}")
+def work_order(work_order_id: str, request: Request, person: SignedIn, connection: Transaction) -> Response:
+    order = own_order(connection, work_order_id, person)
+    van = depot.van_stock(connection, workorders.van_of(work_order_id))
+    lots = {(line.product, line.lot): line for line in depot.depot_stock(connection, order["depot_id"])}
+    return page(request, "work_order.html", person, order=order, van=van, lots=lots)
+
+
+@router.post("/work-orders/{work_order_id}/pick")
+async def pick(work_order_id: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
+    form = await request.form()
+    with parts.database.begin() as connection:
+        order = own_order(connection, work_order_id, person)
+        lines = []
+        for stop in order["stops"]:
+            for item in stop["picks"]:
+                field = f"pick-{stop['visit_id']}-{item['slot']}-{item['lot']}"
+                packs = _packs(field, form.get(field, str(item["planned"])))
+                line = workorders.PickLine(stop["dispenser_id"], item["slot"], item["product"], item["lot"], packs)
+                lines.append(line)
+        operation_id = _operation_id(work_order_id, "pick")
+        workorders.pick(connection, work_order_id, operation_id, lines, person.actor, now)
+    return go(f"/work-orders/{work_order_id}")
+
+
+@router.post("/work-orders/{work_order_id}/return")
+async def give_back(work_order_id: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
+    form = await request.form()
+    with parts.database.begin() as connection:
+        own_order(connection, work_order_id, person)
+        lines = []
+        for item in depot.van_stock(connection, workorders.van_of(work_order_id)):
+            field = f"return-{item.product}-{item.lot}"
+            lines.append(
+                depot.StockLine(item.product, item.lot, _packs(field, form.get(field, str(max(0, item.units)))))
+            )
+        operation_id = _operation_id(work_order_id, "return")
+        workorders.give_back(connection, work_order_id, operation_id, lines, person.actor, now)
+    return go(f"/work-orders/{work_order_id}")
+
+
+def _packs(field: str, value: Any) -> int:
+    text = str(value).strip()
+    if not text.isdecimal() or int(text) > workorders.PACKS_MAX:
+        raise InputError(field, text, f"a whole number from 0 to {workorders.PACKS_MAX}")
+    return int(text)
+
+
+def _operation_id(*parts: object) -> str:
+    """The same form sent twice is the same operation."""
+    return uuid.uuid5(NAMESPACE, "/".join(str(part) for part in parts)).hex
+
+
+# ---------------------------------------------------------------- one visit
+
+
+@router.get("/visits/{visit_id}")
+def visit(visit_id: str, request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
+    return _visit_page(request, person, connection, own_visit(connection, visit_id, person), now)
+
+
+def _visit_page(request: Request, person: Person, connection: Connection, stop: dict[str, Any], now: Any) -> Response:
+    order = workorders.get(connection, stop["work_order_id"])
+    mine = next(item for item in order["stops"] if item["visit_id"] == stop["visit_id"])
+    entries = reading.entries_of_visit(connection, stop["visit_id"])
+    item = views.detail(connection, stop["dispenser_id"], now)
+    today = now.date()
+    expired = [
+        (slot, run)
+        for slot in item.slots
+        for run in slot.queue
+        if run.expires_on is not None and run.expires_on <= today
+    ]
+    return page(
+        request,
+        "visit.html",
+        person,
+        stop=mine,
+        order=order,
+        item=item,
+        counts=[entry for entry in entries if entry.kind == "count"],
+        moves=[entry for entry in entries if entry.kind != "count"],
+        expired=expired,
+        door=reading.door_state(connection, stop["dispenser_id"]),
+        nonce=uuid.uuid4().hex,
+    )
+
+
+@router.get("/visits/{visit_id}/door")
+def door(visit_id: str, request: Request, person: SignedIn, connection: Transaction) -> Response:
+    stop = own_visit(connection, visit_id, person)
+    return page(request, "door.html", person, stop=stop, door=reading.door_state(connection, stop["dispenser_id"]))
+
+
+@router.post("/visits/{visit_id}/{step}")
+async def visit_step(visit_id: str, step: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
+    form = {name: str(value) for name, value in (await request.form()).items()}
+    refused: list[str] = []
+    with parts.database.begin() as connection:
+        own_visit(connection, visit_id, person)
+        match step:
+            case "arrive":
+                workorders.arrive(connection, visit_id, now)
+            case "unlock":
+                workorders.unlock(connection, visit_id, now)
+            case "count":
+                refused = _enter(connection, visit_id, _counts(connection, visit_id, form, now), person, now)
+            case "refill":
+                refused = _enter(connection, visit_id, _refills(connection, visit_id, form, now), person, now)
+            case "close":
+                workorders.close(connection, visit_id, now)
+            case "skip":
+                workorders.skip(connection, visit_id, form.get("reason", ""), now)
+            case _:
+                raise InputError("step", step, "arrive, unlock, count, refill, close or skip")
+        order_id = workorders.visit(connection, visit_id)["work_order_id"]
+    if step == "unlock" and parts.ingest is not None:
+        parts.ingest.flush()
+    if refused:
+        raise InputError("entries", len(refused), "; ".join(refused[:3]))
+    return go(f"/work-orders/{order_id}" if step in {"close", "skip"} else f"/visits/{visit_id}")
+
+
+def _enter(
+    connection: Connection, visit_id: str, entries: list[workorders.Entered], person: Person, now: Any
+) -> list[str]:
+    results = workorders.enter(connection, visit_id, entries, person.actor, now)
+    return [detail for _, verdict, detail in results if verdict in {"refused", "conflicting"}]
+
+
+def _session(form: dict[str, str]) -> str | None:
+    code = form.get("session", "").strip()
+    if code and not (code.isdecimal() and len(code) == 6):  # noqa: PLR2004 - six digits, as the machine shows them
+        raise InputError("session", code, "the six digits that the machine shows")
+    return code or None
+
+
+def _counts(connection: Connection, visit_id: str, form: dict[str, str], now: Any) -> list[workorders.Entered]:
+    step = len(reading.entries_of_visit(connection, visit_id))
+    session = _session(form)
+    entries: list[workorders.Entered] = []
+    for name, value in sorted(form.items()):
+        if name.startswith("count-") and value.strip():
+            slot = _packs("slot", name.removeprefix("count-"))
+            operation_id = _operation_id(visit_id, form.get("nonce"), "count", slot)
+            counted = _packs(name, value)
+            entry = workorders.Entered(operation_id, step + len(entries), session, now, "count", slot, counted=counted)
+            entries.append(entry)
+    return entries
+
+
+def _refills(connection: Connection, visit_id: str, form: dict[str, str], now: Any) -> list[workorders.Entered]:
+    before = reading.entries_of_visit(connection, visit_id)
+    session = _session(form) or next((entry.session for entry in before if entry.session), None)
+    entries: list[workorders.Entered] = []
+    for name, value in sorted(form.items()):
+        kind, _, rest = name.partition("-")
+        if kind not in {"refill", "remove"} or not value.strip() or _packs(name, value) == 0:
+            continue
+        slot_text, _, lot = rest.partition("-")
+        slot, packs = _packs("slot", slot_text), _packs(name, value)
+        operation_id = _operation_id(visit_id, form.get("nonce"), kind, slot, lot)
+        entries.append(
+            workorders.Entered(
+                operation_id, len(before) + len(entries), session, now, "refill" if kind == "refill" else "remove", slot,
+                lot=lot, packs=packs, reason="expired" if kind == "remove" else None,
+            )
+        )  # fmt: skip
+    # What is removed makes room for what is filled in.
+    return sorted(entries, key=lambda entry: entry.kind == "refill")
+
+
+# ---------------------------------------------------------------- depot
+
+
+@router.get("/depot")
+def depot_page(request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
+    depot_id = person.depot_id or DEPOT
+    stock = depot.depot_stock(connection, depot_id)
+    names = {product.code: product for product in fleet.list_products(connection)}
+    near = (now + timedelta(days=180)).date()
+    return page(request, "depot.html", person, depot=depot_id, stock=stock, products=names, near=near)

@@ -1,0 +1,150 @@
+"""Facts, reasons and faults in words, in the reader's language."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from fleet_server.clock import LOCAL
+
+Say = Callable[[str], str]
+
+
+def N_(text: str) -> str:  # noqa: N802 - the usual name for "translate later"
+    """Mark a text for translation where it is used, not here."""
+    return text
+
+
+OUTCOMES = {
+    "delivered": N_("vend verified"),
+    "unverified": N_("vend unverified"),
+    "jam": N_("jam"),
+    "motor_fault": N_("motor fault"),
+    "in_doubt": N_("vend in doubt"),
+}
+REFUSALS = {
+    "empty": N_("sold out"),
+    "expired": N_("expired"),
+    "blocked_lot": N_("lot in quarantine"),
+    "disabled": N_("out of service"),
+    "door_open": N_("door open"),
+    "limit": N_("pick-up limit"),
+    "closed": N_("site closed"),
+    "fault": N_("fault"),
+    "busy": N_("busy"),
+    "unknown_slot": N_("no such slot"),
+}
+FAULTS = {
+    "SLOT_JAM": N_("coil jam"),
+    "SLOT_MOTOR_ABSENT": N_("motor missing"),
+    "DROP_SENSOR_BLOCKED": N_("drop sensor blocked"),
+    "DOOR_OPEN_UNAUTH": N_("unauthorised door opening"),
+    "NET_LOSS": N_("offline"),
+    "EXPIRED_IN_SLOT": N_("expired lot in slot"),
+    "BOOK_BELOW_ZERO": N_("book below zero"),
+    "COUNT_DUE": N_("stock count due"),
+    "LOT_CLAIM_DIFFERS": N_("machine and book name different lots"),
+    "STOCK_CLAIM_DIFFERS": N_("machine and book differ"),
+    "STREAM_REPLACED": N_("new memory card"),
+    "STREAM_FORKED": N_("restored memory card"),
+    "FACT_QUARANTINED": N_("unreadable report"),
+    "STORAGE_FULL": N_("local storage full"),
+    "VMC_OFFLINE": N_("controller not answering"),
+}
+STATES = {
+    "proposed": N_("proposed"),
+    "released": N_("released"),
+    "superseded": N_("superseded"),
+    "picked": N_("picked"),
+    "closed": N_("closed"),
+    "cancelled": N_("cancelled"),
+    "planned": N_("planned"),
+    "arrived": N_("arrived"),
+    "skipped": N_("left out"),
+}
+TYPES = {
+    "community": N_("community"),
+    "market": N_("market"),
+    "dormitory": N_("dormitory"),
+    "campus": N_("campus"),
+    "health": N_("health station"),
+    "transport": N_("transport"),
+}
+
+
+def fact_words(fact: dict[str, Any] | None, kind: str | None, _: Say) -> str:  # noqa: C901, PLR0911, PLR0912 - one arm a kind
+    """Say what a fact reports."""
+    if fact is None or kind is None:
+        return _("unreadable report, kept as it came")
+    slot = fact.get("slot")
+    match kind:
+        case "vend" if fact["outcome"] == "refused":
+            reason = REFUSALS[fact["reason"]]
+            return _("slot {slot}: not dispensed, {reason}").format(slot=slot, reason=_(reason))
+        case "vend":
+            outcome = OUTCOMES[fact["outcome"]]
+            words = _("slot {slot}: {outcome}").format(slot=slot, outcome=_(outcome))
+            return words + (f" ({fact['lot']})" if fact.get("lot") else "")
+        case "door_opened":
+            return _("door opened, session {session}").format(session=fact["session"])
+        case "door_closed":
+            return _("door closed after {minutes} min").format(minutes=round(fact["open_ms"] / 60_000, 1))
+        case "count":
+            return _("slot {slot}: counted {packs}").format(slot=slot, packs=fact["counted"])
+        case "refill":
+            return _("slot {slot}: refilled at the machine").format(slot=slot)
+        case "fault_raised":
+            return _("fault: {fault}").format(fault=fault_words(fact["code"], _))
+        case "fault_cleared":
+            return _("fault ended: {fault}").format(fault=fault_words(fact["code"], _))
+        case "stock_level":
+            return _("daily stock report")
+        case "order_result":
+            return _("order: {outcome}").format(outcome=fact["outcome"])
+        case "config_applied":
+            return _("settings {version} applied").format(version=fact["version"])
+        case "clock_changed":
+            return _("clock set")
+        case _:
+            return _("agent started, version {version}").format(version=fact.get("agent_version", "?"))
+
+
+def fault_words(code: str, _: Say) -> str:
+    """Name a fault; one without words keeps its code."""
+    return _(FAULTS[code]) if code in FAULTS else code
+
+
+def reason_words(reason: dict[str, Any], _: Say) -> str:  # noqa: PLR0911 - one arm a reason
+    """Say why a stop is in the plan."""
+    match reason["code"]:
+        case "empty":
+            return _("{product} sold out").format(**reason)
+        case "low":
+            return _("{product} low: {stock} left, minimum {minimum}, {per_day} a day").format(**reason)
+        case "first_load":
+            return _("first load")
+        case "fault":
+            return _("fault: {fault}").format(fault=fault_words(reason["fault"], _))
+        case "near_expiry":
+            return _("near expiry: lot {lot}, {days} days").format(**reason)
+        case "expired":
+            return _("expired: lot {lot}").format(**reason)
+        case _:
+            return _("monthly stock count")
+
+
+def age_words(seconds: float | None, _: Say) -> str:
+    """Say how old data is."""
+    if seconds is None:
+        return _("never")
+    if seconds < 120:  # noqa: PLR2004 - two minutes
+        return _("just now")
+    if seconds < 7_200:  # noqa: PLR2004 - two hours
+        return _("{n} min ago").format(n=round(seconds / 60))
+    if seconds < 172_800:  # noqa: PLR2004 - two days
+        return _("{n} h ago").format(n=round(seconds / 3_600))
+    return _("{n} days ago").format(n=round(seconds / 86_400))
+
+
+def local_time(at: datetime | None) -> str:
+    """Write a moment in local time."""
+    return "" if at is None else f"{at.astimezone(LOCAL):%Y-%m-%d %H:%M}"
