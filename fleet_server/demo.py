@@ -52,7 +52,9 @@ def run(options: Options) -> int:
     """Show everything; returns the exit code."""
     if options.days < 0:
         raise InputError("days", options.days, "0 or more")
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Named for both: a shell starts background jobs with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return Demo(options).run()
     except KeyboardInterrupt:

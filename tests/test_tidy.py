@@ -71,6 +71,7 @@ ENTRY_POINTS = (
     "device_agent/runtime.py",
     "simulator/real_time.py",
     "simulator/mqtt.py",
+    "simulator/boards/file_board.py",
 )
 BANNED_CALLS = {
     "datetime.datetime.now",

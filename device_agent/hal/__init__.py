@@ -1,0 +1,1 @@
+"""The hardware: what a board driver must do, and the drivers."""
