@@ -6,6 +6,7 @@ from datetime import date, datetime, timedelta
 from importlib.resources import files
 from typing import Final
 
+from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
 from fleet_server.devices import fleet
 from fleet_server.ledger import depot, lots
@@ -44,8 +45,11 @@ OPENING_LOTS: Final = {
     "N9-SUPP": ((10, 1_200), (19, 2_500)),
 }
 
+# What a demo has besides: lots that go out first, and come near their expiry while its 60 days are played.
+DEMO_LOTS: Final = {"CONDOM-M": (2.5, 900), "N9-GEL": (2.5, 200)}
 
-def seed(connection: Connection, now: datetime) -> None:
+
+def seed(connection: Connection, now: datetime, *, demo: bool = False) -> None:
     """Register everything; what exists already stays as it is, so that a second seed changes nothing."""
     fleet.add_products(connection, list(_products()))
     for row in _rows("sites.csv"):
@@ -55,7 +59,7 @@ def seed(connection: Connection, now: datetime) -> None:
         products = PLANOGRAM["busy" if busy else "usual"]
         slots = [SlotPlan(slot=n, product=product, capacity=SLOT_CAPACITY) for n, product in enumerate(products, 1)]
         fleet.add_slots(connection, dispenser.id, slots)
-    _stock_depot(connection, now)
+    _stock_depot(connection, now, demo=demo)
     tell_desired(connection, None, now)
 
 
@@ -85,13 +89,15 @@ def _dispenser(row: dict[str, str]) -> fleet.Dispenser:
     )  # fmt: skip
 
 
-def _stock_depot(connection: Connection, now: datetime) -> None:
-    for product, receipts in OPENING_LOTS.items():
-        if any(lot.product == product for lot in lots.list_lots(connection)):
+def _stock_depot(connection: Connection, now: datetime, *, demo: bool) -> None:
+    known = {lot.product for lot in lots.list_lots(connection)}
+    for product, opening in OPENING_LOTS.items():
+        if product in known:
             continue
+        receipts = [*([DEMO_LOTS[product]] if demo and product in DEMO_LOTS else []), *opening]
         lines = []
         for number, (months, packs) in enumerate(receipts, 1):
-            expires_on = _month_end(now.date() + timedelta(days=30 * months))
+            expires_on = _month_end(now.astimezone(LOCAL).date() + timedelta(days=30 * months))
             code = f"{product.replace('CONDOM-', 'C').replace('N9-', 'N')}{expires_on:%y%m}{number}"
             lots.record_lot(connection, product, code, expires_on, now)
             lines.append(depot.StockLine(product, code, packs))

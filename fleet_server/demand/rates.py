@@ -1,7 +1,6 @@
 """Rates per machine and product: what was delivered in the last weeks, shrunk towards what its site type gives. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date
 from typing import Final
 
@@ -16,15 +15,6 @@ TYPE_RATE: Final = {
 PRODUCT_SHARE: Final = {
     "CONDOM-M": 0.72, "CONDOM-L": 0.13, "CONDOM-S": 0.05, "N9-GEL": 0.04, "N9-FILM": 0.03, "N9-SUPP": 0.03,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Packs of one product that one machine delivered in the window."""
-
-    dispenser_id: str
-    product: str
-    packs: int
 
 
 def observed(rows: Iterable[tuple[str, int, str, date, int]]) -> dict[tuple[str, str], int]:

@@ -1,15 +1,17 @@
 """Moves the fleet's clock while history is played; a production configuration refuses."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from fleet_server.clock import ClockState, SettableClock, system_now
-from fleet_server.database import Database
+from fleet_server.database import Connection, Database
 from fleet_server.errors import ConflictError, ForbiddenError, InputError
 from fleet_server.jobs import store
-from fleet_server.jobs.schedule import run_due
+from fleet_server.jobs.schedule import run_held
 
 NEARLY_NOW: Final = timedelta(minutes=10)
+STEP_MAX: Final = timedelta(days=400)
+"""A longer step would have to run years of jobs in one request."""
 
 
 def clock_of(database: Database) -> SettableClock:
@@ -23,20 +25,44 @@ def clock_of(database: Database) -> SettableClock:
 
 
 def advance(database: Database, clock: SettableClock, to: datetime, *, production: bool) -> list[str]:
-    """Set the played clock to a moment and run the jobs that fall due on the way, in order; returns their names."""
+    """Move the played clock to a moment, through every due time on the way, running its jobs; returns their names.
+
+    After a failure the clock stands at the last job that ran, and the same step may be asked for again.
+    """
     _guard(production=production)
     if to.tzinfo is None:
         raise InputError("to", to.isoformat(), "a time with its offset from UTC")
-    with database.begin() as connection:
-        state = store.read_clock(connection, system_now())
-        if state.mode == "system" and store.is_untouched(connection):
-            # A history begins, in the past: the schedule begins there too.
-            store.forget_runs(connection)
-        elif to < state.at(system_now()):
-            raise ConflictError("to", to.isoformat(), f"{state.at(system_now()).isoformat()} or later")
-        store.write_clock(connection, ClockState("played", to, system_now()))
+    to = to.astimezone(UTC)
+    # Under the lock, so that neither another step nor a replica's scheduler comes in between.
+    with store.jobs_lock(database, wait=True):
+        wall = system_now()
+        with database.begin() as connection:
+            at = _stand(connection, to, wall)
+
+        def move(connection: Connection, due_at: datetime) -> None:
+            store.write_clock(connection, ClockState("played", max(at, due_at), wall))
+
+        ran = run_held(database, to, since=at, with_each=move)
+        with database.begin() as connection:
+            move(connection, to)
     clock.forget()
-    return run_due(database, to, wait=True)
+    return ran
+
+
+def _stand(connection: Connection, to: datetime, wall: datetime) -> datetime:
+    """Stop the clock for a step to `to`; returns where it stands. Raises ConflictError when that is later already."""
+    state = store.read_clock(connection, wall)
+    at = state.at(wall)
+    if state.mode == "system" and store.is_untouched(connection):
+        # A history begins, in the past: the schedule begins there too.
+        store.forget_runs(connection)
+        at = to
+    elif to < at:
+        raise ConflictError("to", to.isoformat(), f"{at.isoformat()} or later")
+    elif to - at > STEP_MAX:
+        raise InputError("to", to.isoformat(), f"at most {STEP_MAX.days} days after {at.isoformat()}")
+    store.write_clock(connection, ClockState("played", at, wall))
+    return at
 
 
 def go_live(database: Database, clock: SettableClock, speed: float, *, production: bool) -> ClockState:
@@ -44,7 +70,7 @@ def go_live(database: Database, clock: SettableClock, speed: float, *, productio
     _guard(production=production)
     if not 0 < speed <= 10_000:  # noqa: PLR2004 - a day in nine seconds is as fast as anything can follow
         raise InputError("speed", speed, "more than 0 and at most 10000")
-    with database.begin() as connection:
+    with store.jobs_lock(database, wait=True), database.begin() as connection:
         wall = system_now()
         at = store.read_clock(connection, wall).at(wall)
         with_wall = speed == 1 and abs(at - wall) < NEARLY_NOW

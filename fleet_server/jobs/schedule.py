@@ -16,6 +16,7 @@ from fleet_server.jobs import store, work
 log = structlog.get_logger()
 
 Work = Callable[[Connection, datetime], None]
+"""A job's function, or what else is to happen in the transaction of its run: connection, due time."""
 
 
 class Job(NamedTuple):
@@ -29,8 +30,10 @@ class Job(NamedTuple):
 
 JOBS: Final = [
     Job("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
+    Job("watch_counts", CronTrigger(hour=0, minute=20, timezone=LOCAL), work.watch_counts),
     Job("forget", CronTrigger(hour=3, minute=30, timezone=LOCAL), work.forget),
     Job("plan", CronTrigger(hour=5, minute=0, timezone=LOCAL), work.plan),
+    Job("release", CronTrigger(hour=6, minute=30, timezone=LOCAL), work.release),
     Job("watch", CronTrigger(minute="*/5", timezone=LOCAL), work.watch, latest_only=True),
 ]
 
@@ -51,33 +54,48 @@ def due_times(trigger: Any, after: datetime, until: datetime) -> list[datetime]:
     return found
 
 
-def run_due(database: Database, now: datetime, jobs: Sequence[Job] = JOBS, *, wait: bool = False) -> list[str]:
+def run_due(database: Database, now: datetime, jobs: Sequence[Job] = JOBS) -> list[str]:
     """Run every job that fell due up to `now`, in the order of time, each once; returns what ran here.
 
-    Only one replica at a time: the others find the lock taken and leave it to it, or `wait` their turn.
+    Only one replica at a time: the others find the lock taken and leave it to it.
     """
-    with store.jobs_lock(database, wait=wait) as held:
-        if not held:
-            return []
-        with database.begin() as connection:
-            last = store.last_due(connection)
-            if BEGAN not in last:
-                # A new server has nothing to catch up with: what falls due from now on is run.
-                store.begin_run(connection, BEGAN, now, now)
-        due: list[tuple[datetime, int, Job]] = []
-        for number, job in enumerate(jobs):
-            after = max(last.get(job.name, last.get(BEGAN, now)), now - CATCH_UP_MAX)
-            times = due_times(job.trigger, after, now)
-            due += [(at, number, job) for at in (times[-1:] if job.latest_only else times)]
-        return [job.name for at, _, job in sorted(due, key=lambda d: d[:2]) if _run(database, job, at)]
+    with store.jobs_lock(database) as held:
+        return run_held(database, now, jobs, since=now) if held else []
 
 
-def _run(database: Database, job: Job, due_at: datetime) -> bool:
-    """Run one job at one time, in one transaction with the note that it ran."""
+def run_held(
+    database: Database,
+    now: datetime,
+    jobs: Sequence[Job] = JOBS,
+    *,
+    since: datetime,
+    with_each: Work | None = None,
+) -> list[str]:
+    """Do what `run_due` does, for a caller that holds the lock.
+
+    From `since` on every due time is run, and what was missed shortly before. A new server's schedule begins there: it
+    has nothing to catch up with. `with_each` joins each run's transaction.
+    """
+    with database.begin() as connection:
+        last = store.last_due(connection, [BEGAN, *(job.name for job in jobs)])
+        if BEGAN not in last:
+            store.begin_run(connection, BEGAN, since, since)
+    due: list[tuple[datetime, int, Job]] = []
+    for number, job in enumerate(jobs):
+        after = max(last.get(job.name, last.get(BEGAN, since)), since - CATCH_UP_MAX)
+        times = due_times(job.trigger, after, now)
+        due += [(at, number, job) for at in (times[-1:] if job.latest_only else times)]
+    return [job.name for at, _, job in sorted(due, key=lambda d: d[:2]) if _run(database, job, at, with_each)]
+
+
+def _run(database: Database, job: Job, due_at: datetime, with_each: Work | None) -> bool:
+    """Run one job at one time, in one transaction with the note that it ran; False when it had run before."""
     try:
         with database.begin() as connection:
             if not store.begin_run(connection, job.name, due_at, due_at):
                 return False
+            if with_each is not None:
+                with_each(connection, due_at)
             job.function(connection, due_at)
             store.end_run(connection, job.name, due_at, due_at, None)
     except Exception as failure:

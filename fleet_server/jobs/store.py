@@ -1,6 +1,6 @@
 """Tables of the clock and of the runs of jobs, and the lock that lets one replica run them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -48,10 +48,13 @@ def write_clock(connection: Connection, state: ClockState) -> None:
     connection.execute(query.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
-def last_due(connection: Connection) -> dict[str, datetime]:
-    """Return the newest due time of each job that has been begun."""
-    rows = connection.execute(text("SELECT job, max(due_at) AS at FROM job_runs GROUP BY job"))
-    return {row.job: row.at for row in rows}
+def last_due(connection: Connection, jobs: Sequence[str]) -> dict[str, datetime]:
+    """Return the newest due time of each of these jobs that has been begun."""
+    # Asked every second: one step into the key's index for each job, instead of a walk through all runs.
+    query = text("""
+        SELECT job, (SELECT max(due_at) FROM job_runs WHERE job_runs.job = names.job) AS at
+        FROM unnest(CAST(:jobs AS text[])) AS names(job)""")
+    return {row.job: row.at for row in connection.execute(query, {"jobs": list(jobs)}) if row.at is not None}
 
 
 def begin_run(connection: Connection, job: str, due_at: datetime, now: datetime) -> bool:

@@ -3,23 +3,40 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from fleet_server.clock import LOCAL
+from fleet_server.auth import store as auth
+from fleet_server.clock import LOCAL, system_now
 from fleet_server.database import Connection
 from fleet_server.devices import fleet, outgoing
-from fleet_server.faults.store import FaultChange, open_faults, record
+from fleet_server.faults.store import NO_SLOT, FaultChange, open_faults, record
 from fleet_server.jobs import store
 from fleet_server.ledger import reading
+from fleet_server.ledger.booking import COUNT_DUE
 from fleet_server.ledger.telling import tell_desired
 from fleet_server.planning import service as planning
+from fleet_server.planning.planner import COUNT_EVERY_DAYS
 
 OFFLINE_AFTER: Final = timedelta(minutes=30)
 KEPT: Final = timedelta(days=400)
+SESSIONS_KEPT: Final = timedelta(days=1)
+COUNT_EVERY: Final = timedelta(days=COUNT_EVERY_DAYS)
+SETTLED_BY_COUNT: Final = (COUNT_DUE, "STREAM_REPLACED")
+"""Faults of a whole machine that end when all its slots have been counted; those of one slot end with its count."""
 
 
 def plan(connection: Connection, due_at: datetime) -> None:
     """Propose the day's tours for every depot."""
     for depot_id in sorted({dispenser.depot_id for dispenser in fleet.list_dispensers(connection)}):
         planning.make_plan(connection, depot_id, due_at)
+
+
+def release(connection: Connection, due_at: datetime) -> None:
+    """Release what is proposed for today and nobody has released, where the district has decided that this may happen."""
+    if not planning.auto_release(connection):
+        return
+    today = due_at.astimezone(LOCAL).date()
+    for row in planning.list_plans(connection):
+        if row["state"] == "proposed" and row["day"] == today:
+            planning.release(connection, row["id"], due_at)
 
 
 def watch_presence(connection: Connection, due_at: datetime) -> None:
@@ -44,8 +61,25 @@ def watch_expiry(connection: Connection, due_at: datetime) -> None:
         expired = [run.lot for run in stock.queue if run.expires_on is not None and run.expires_on <= today]
         detail = f"lot {', '.join(expired)}" if expired else ""
         changes.append(FaultChange(dispenser_id, "EXPIRED_IN_SLOT", bool(expired), due_at, slot, detail))
-    record(connection, changes)
+    # Those that open together and those that end together: two statements instead of one for each slot.
+    record(connection, sorted(changes, key=lambda change: change.opened))
     tell_desired(connection, None, due_at)
+
+
+def watch_counts(connection: Connection, due_at: datetime) -> None:
+    """Ask for the monthly count of machines, and no longer where every slot has been counted since it was asked for."""
+    counted = planning.counted_at(connection)
+    changes = [
+        FaultChange(fault.dispenser_id, fault.code, opened=False, at=due_at)
+        for fault in open_faults(connection)
+        if fault.slot == NO_SLOT and fault.code in SETTLED_BY_COUNT
+        if (at := counted.get(fault.dispenser_id)) is not None and at >= fault.opened_at
+    ]
+    for dispenser_id, at in counted.items():
+        if at is None or due_at - at >= COUNT_EVERY:
+            detail = "never counted" if at is None else f"last counted {at.astimezone(LOCAL):%Y-%m-%d}"
+            changes.append(FaultChange(dispenser_id, COUNT_DUE, opened=True, at=due_at, detail=detail))
+    record(connection, changes)
 
 
 def watch(connection: Connection, due_at: datetime) -> None:
@@ -55,5 +89,7 @@ def watch(connection: Connection, due_at: datetime) -> None:
 
 
 def forget(connection: Connection, due_at: datetime) -> None:
-    """Drop readings and job runs of long ago; facts and movements are kept."""
+    """Drop readings and job runs of long ago, and sessions that ended; facts and movements are kept."""
     store.forget_old(connection, due_at - KEPT)
+    # Sessions live by the wall clock, whatever the fleet's clock says.
+    auth.forget(connection, system_now() - SESSIONS_KEPT)

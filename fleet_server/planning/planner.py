@@ -14,9 +14,16 @@ VAN_PACKS_MAX: Final = 2_600
 NEAR_EXPIRY_DAYS: Final = 30
 COUNT_EVERY_DAYS: Final = 30
 PRIORITY: Final = {"fault": 0, "empty": 1, "expired": 1, "first_load": 2, "low": 3, "near_expiry": 4, "count_due": 5}
+RETRY_DAYS: Final = 3
+"""Whether a repair held shows at the next vend: a fault that somebody has just been to waits so long for the next visit."""
 REPAIRABLE: Final = frozenset(
-    {"SLOT_JAM", "SLOT_MOTOR_ABSENT", "DROP_SENSOR_BLOCKED", "BOOK_BELOW_ZERO", "COUNT_DUE", "STREAM_REPLACED"}
-)
+    {
+        "SLOT_JAM", "SLOT_HELIX", "SLOT_MOTOR_ABSENT", "DROP_SENSOR_BLOCKED", "DOOR_OPEN_UNAUTH", "DOOR_LEFT_OPEN",
+        "DOOR_SWITCH_FAULT", "LOCK_FAULT", "READER_FAULT", "VMC_OFFLINE", "SIM_FAULT", "TEMP_SENSOR_FAULT",
+        "VANDALISM", "THEFT", "BOOK_BELOW_ZERO", "STREAM_REPLACED",
+    }
+)  # fmt: skip
+"""What a person at the machine can put right."""
 
 
 def make(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -26,17 +33,20 @@ def make(inputs: dict[str, Any]) -> dict[str, Any]:
     for dispenser in inputs["dispensers"]:
         reasons = _reasons(dispenser, today)
         if reasons and not dispenser["promised"]:
-            needed.append((min(PRIORITY[reason["code"]] for reason in reasons), _urgency(reasons), dispenser, reasons))
-    needed.sort(key=lambda item: (item[0], item[1], item[2]["id"]))
-    taken, left = needed[: STOPS_MAX * TOURS_MAX], needed[STOPS_MAX * TOURS_MAX :]
+            needed.append((_urgency(reasons), dispenser, reasons))
+    needed.sort(key=lambda item: (item[0], item[1]["id"]))
     depot_stock = _unexpired_first(inputs["depot_stock"], today)
-    stops = []
-    for _, _, dispenser, reasons in taken:
-        picks = _picks(dispenser, depot_stock, today)
-        stops.append({"dispenser_id": dispenser["id"], "reasons": reasons, "picks": picks})
+    stops = [
+        {"dispenser_id": dispenser["id"], "reasons": reasons, "picks": _picks(dispenser, depot_stock, today)}
+        for _, dispenser, reasons in needed[: STOPS_MAX * TOURS_MAX]
+    ]
     places = {dispenser["id"]: (dispenser["latitude"], dispenser["longitude"]) for dispenser in inputs["dispensers"]}
     tours = _tours(stops, places, tuple(inputs["depot"]))
-    return {"tours": tours, "left_for_later": [item[2]["id"] for item in left]}
+    while len(tours) > TOURS_MAX:
+        # The vans are full before the stops are used up: the least urgent stop waits.
+        stops.pop()
+        tours = _tours(stops, places, tuple(inputs["depot"]))
+    return {"tours": tours, "left_for_later": [dispenser["id"] for _, dispenser, _ in needed[len(stops) :]]}
 
 
 def _by_product(dispenser: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -48,9 +58,16 @@ def _by_product(dispenser: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _usable(slot: dict[str, Any], today: date) -> int:
-    """Packs that may still be dispensed; what is owed counts against them."""
-    good = sum(run["packs"] for run in slot["queue"] if _expiry(run) > today)
-    return int(good - slot["owed"])
+    """Packs that may still be dispensed; what is owed counts against them.
+
+    Of an expired or blocked lot the machine gives nothing, nor of one whose expiry nobody knows.
+    """
+    good = [run for run in slot["queue"] if run["expires_on"] and _expiry(run) > today and not run.get("blocked")]
+    return int(sum(run["packs"] for run in good) - slot["owed"])
+
+
+def _in_transit(slot: dict[str, Any]) -> int:
+    return int(slot.get("in_transit", 0))
 
 
 def _expiry(run: dict[str, Any]) -> date:
@@ -61,12 +78,12 @@ def _reasons(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
     reasons: list[dict[str, Any]] = [
         {"code": "fault", "fault": fault["code"], "slot": fault["slot"]}
         for fault in dispenser["faults"]
-        if fault["code"] in REPAIRABLE
+        if fault["code"] in REPAIRABLE and _is_worth_a_visit(fault)
     ]
     if not dispenser["ever_loaded"]:
         return [*reasons, {"code": "first_load"}]
     for product, slots in _by_product(dispenser).items():
-        stock = sum(_usable(slot, today) for slot in slots)
+        stock = sum(_usable(slot, today) + _in_transit(slot) for slot in slots)
         rate = dispenser["rates"].get(product, 0.0)
         level = rule.level(rate, stock, sum(slot["capacity"] for slot in slots))
         figures = {
@@ -75,12 +92,18 @@ def _reasons(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
             "minimum": round(level.minimum, 1),
             "per_day": round(rate, 2),
             "days_of_supply": None if level.days_of_supply is None else round(level.days_of_supply, 1),
+            "emergency": level.is_emergency,
         }
         if stock <= 0:
             reasons.append({"code": "empty", **figures})
         elif stock < level.minimum:
             reasons.append({"code": "low", **figures})
     return reasons + _dates(dispenser, today)
+
+
+def _is_worth_a_visit(fault: dict[str, Any]) -> bool:
+    tried = fault.get("tried_days_ago")
+    return tried is None or tried >= RETRY_DAYS
 
 
 def _dates(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
@@ -91,14 +114,18 @@ def _dates(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
             if days <= NEAR_EXPIRY_DAYS:
                 code = "expired" if days <= 0 else "near_expiry"
                 reasons.append({"code": code, "slot": slot["slot"], "lot": run["lot"], "days": days})
-    if dispenser["counted_days_ago"] is None or dispenser["counted_days_ago"] >= COUNT_EVERY_DAYS:
-        reasons.append({"code": "count_due", "days": dispenser["counted_days_ago"]})
+    days_ago = dispenser["counted_days_ago"]
+    asked = any(fault["code"] == "COUNT_DUE" for fault in dispenser["faults"])
+    if days_ago is None or days_ago >= COUNT_EVERY_DAYS or asked:
+        reasons.append({"code": "count_due", "days": days_ago})
     return reasons
 
 
-def _urgency(reasons: Sequence[dict[str, Any]]) -> float:
+def _urgency(reasons: Sequence[dict[str, Any]]) -> tuple[int, bool, float]:
+    """Return what sorts the most urgent first: by reason, an emergency before the merely low, by days of supply."""
     days = [reason["days_of_supply"] for reason in reasons if reason.get("days_of_supply") is not None]
-    return min(days, default=math.inf)
+    emergency = any(reason.get("emergency") for reason in reasons)
+    return min(PRIORITY[reason["code"]] for reason in reasons), not emergency, min(days, default=math.inf)
 
 
 def _unexpired_first(stock: Sequence[dict[str, Any]], today: date) -> dict[str, list[dict[str, Any]]]:
@@ -116,7 +143,7 @@ def _picks(
 ) -> list[dict[str, Any]]:
     picks = []
     for slot in dispenser["slots"]:
-        wanted = rule.top_up(slot["capacity"], _usable(slot, today)) if slot["enabled"] else 0
+        wanted = rule.top_up(slot["capacity"], _usable(slot, today), _in_transit(slot)) if slot["enabled"] else 0
         for lot in depot_stock[slot["product"]]:
             packs = min(wanted, lot["packs"])
             if packs > 0:

@@ -21,6 +21,12 @@ class Level:
     minimum: float
     maximum: int
     days_of_supply: float | None
+    """None where nothing is asked for."""
+
+    @property
+    def is_emergency(self) -> bool:
+        """Tell whether the stock is at the emergency point."""
+        return self.days_of_supply is not None and self.days_of_supply <= EMERGENCY_DAYS
 
 
 def level(rate: float, stock: int, capacity: int, cover_days: float = REVIEW_DAYS + LEAD_DAYS) -> Level:

@@ -14,13 +14,17 @@ from fleet_server.ledger import depot, reading
 from fleet_server.planning import planner, store
 from fleet_server.workorders import service as workorders
 from fleet_server.workorders.store import promised
+from protocol.messages import SlotPlan
 
 # Where tours begin (assumption: the district's supply station in Changjiang Road Subdistrict).
 DEPOT_PLACE: Final = (35.966, 120.173)
+LATE_DAYS: Final = 3.0
+"""What a phone has not told after so long is no longer taken for loaded."""
 
 
 def make_plan(connection: Connection, depot_id: str, now: datetime) -> str:
     """Make and keep a plan for today; supersedes one that is only proposed. Returns its id."""
+    store.lock(connection)
     inputs = gather(connection, depot_id, now)
     day = now.astimezone(LOCAL).date()
     prefix = f"P{day:%Y%m%d}-"
@@ -49,9 +53,14 @@ def gather(connection: Connection, depot_id: str, now: datetime) -> dict[str, An
     )
     counts = store.last_counts(connection)
     busy = promised(connection)
+    visits = store.last_visits(connection)
+    under_way = store.in_transit(connection, days_before(now, LATE_DAYS))
     faults = defaultdict(list)
     for fault in open_faults(connection):
-        faults[fault.dispenser_id].append({"code": fault.code, "slot": fault.slot})
+        tried_at = visits.get(fault.dispenser_id)
+        tried = tried_at is not None and tried_at >= fault.opened_at
+        days_ago = _days_ago(tried_at if tried else None, now)
+        faults[fault.dispenser_id].append({"code": fault.code, "slot": fault.slot, "tried_days_ago": days_ago})
     return {
         "now": now.isoformat(),
         "today": now.astimezone(LOCAL).date().isoformat(),
@@ -70,24 +79,34 @@ def gather(connection: Connection, depot_id: str, now: datetime) -> dict[str, An
                 "longitude": d.longitude,
                 "promised": d.id in busy,
                 "ever_loaded": any(key[0] == d.id for key in stock),
-                "counted_days_ago": None if d.id not in counts else max(0, (now - counts[d.id]).days),
+                "counted_days_ago": _days_ago(counts.get(d.id), now),
                 "faults": faults[d.id],
                 "rates": {p.product: round(by_machine[d.id, p.product], 4) for p in plans.get(d.id, [])},
-                "slots": [_slot(plan, stock.get((d.id, plan.slot))) for plan in plans.get(d.id, [])],
+                "slots": [
+                    _slot(plan, stock.get((d.id, plan.slot)), under_way.get((d.id, plan.slot), 0))
+                    for plan in plans.get(d.id, [])
+                ],
             }
             for d in dispensers
         ],
     }  # fmt: skip
 
 
-def _slot(plan: Any, stock: reading.SlotStock | None) -> dict[str, Any]:
+def _days_ago(at: datetime | None, now: datetime) -> int | None:
+    return None if at is None else max(0, (now - at).days)
+
+
+def _slot(plan: SlotPlan, stock: reading.SlotStock | None, in_transit: int) -> dict[str, Any]:
     queue = [
-        {"lot": run.lot, "packs": run.packs, "expires_on": run.expires_on.isoformat() if run.expires_on else None}
+        {
+            "lot": run.lot, "packs": run.packs, "blocked": run.blocked is not None,
+            "expires_on": run.expires_on.isoformat() if run.expires_on else None,
+        }
         for run in (stock.queue if stock else [])
-    ]
+    ]  # fmt: skip
     return {
         "slot": plan.slot, "product": plan.product, "capacity": plan.capacity, "enabled": plan.enabled,
-        "owed": stock.owed if stock else 0, "queue": queue,
+        "owed": stock.owed if stock else 0, "in_transit": in_transit, "queue": queue,
     }  # fmt: skip
 
 
@@ -111,9 +130,8 @@ def replan(connection: Connection, plan_id: str) -> dict[str, Any]:
 
 def release(connection: Connection, plan_id: str, now: datetime) -> list[str]:
     """Release a proposed plan: each tour becomes a work order. Returns their ids; a second release returns the same."""
-    plan = store.read(connection, plan_id, lock=True)
-    if plan is None:
-        raise NotFoundError("plan_id", plan_id, "the id of a plan")
+    store.lock(connection)
+    plan = get_plan(connection, plan_id)
     if plan["state"] == "superseded":
         raise ConflictError("state", plan["state"], "a proposed plan; a newer one has replaced this")
     ids = []
@@ -129,3 +147,18 @@ def release(connection: Connection, plan_id: str, now: datetime) -> list[str]:
         ids.append(order_id)
     store.release(connection, plan_id, now)
     return ids
+
+
+def counted_at(connection: Connection) -> dict[str, datetime | None]:
+    """Return since when every slot of a loaded machine has been counted; None while one never was."""
+    return store.last_counts(connection)
+
+
+def auto_release(connection: Connection) -> bool:
+    """Tell whether a plan that nobody has released in the morning is released by itself; it is not unless switched on."""
+    return bool(store.read_setting(connection, "auto_release"))
+
+
+def set_auto_release(connection: Connection, *, on: bool) -> None:
+    """Switch the release of plans without a dispatcher on or off."""
+    store.write_setting(connection, "auto_release", on)

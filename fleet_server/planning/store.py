@@ -1,5 +1,6 @@
 """The table of plans."""
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -8,6 +9,8 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from fleet_server.database import Connection, metadata
 from fleet_server.devices.store import MOMENT
+
+PLANS_LOCK = 0x706C616E
 
 plans = Table(
     "plans",
@@ -56,12 +59,67 @@ def release(connection: Connection, plan_id: str, now: datetime) -> None:
     connection.execute(update(plans).where(plans.c.id == plan_id).values(state="released", released_at=now))
 
 
-def last_counts(connection: Connection) -> dict[str, datetime]:
-    """Return when each machine was last counted."""
+def last_counts(connection: Connection) -> dict[str, datetime | None]:
+    """Return since when every enabled slot of a machine has been counted, of machines that were ever loaded.
+
+    None while some slot never was. A phone whose clock runs ahead counts as of the arrival of its entry.
+    """
     query = text("""
-        SELECT dispenser_id, max(entered_at) AS at FROM operations
-        WHERE kind = 'count' AND slot IS NOT NULL GROUP BY dispenser_id""")
+        SELECT dispenser_id, CASE WHEN bool_and(at IS NOT NULL) THEN min(at) END AS at
+        FROM (
+            SELECT s.dispenser_id, max(least(o.entered_at, o.received_at)) AS at
+            FROM slots s
+            LEFT JOIN operations o ON o.dispenser_id = s.dispenser_id AND o.slot = s.slot AND o.kind = 'count'
+            WHERE s.enabled AND s.dispenser_id IN (SELECT dispenser_id FROM slot_books)
+            GROUP BY s.dispenser_id, s.slot
+        ) AS each_slot
+        GROUP BY dispenser_id ORDER BY dispenser_id""")
     return {row.dispenser_id: row.at for row in connection.execute(query)}
+
+
+def last_visits(connection: Connection) -> dict[str, datetime]:
+    """Return when a visit of each machine was last closed."""
+    query = text("SELECT dispenser_id, max(changed_at) AS at FROM stops WHERE state = 'closed' GROUP BY dispenser_id")
+    return {row.dispenser_id: row.at for row in connection.execute(query)}
+
+
+def in_transit(connection: Connection, since: datetime) -> dict[tuple[str, int], int]:
+    """Return packs that went to a slot and are not in its book yet, by (dispenser_id, slot).
+
+    They were entered and wait for the machine's door session; or somebody was there since `since`, and the phone has
+    told nothing yet. (A machine whose visit is still to come is not planned at all.)
+    """
+    query = text("""
+        SELECT dispenser_id, slot, sum(packs) AS packs FROM (
+            SELECT dispenser_id, slot, CAST(payload ->> 'packs' AS int) AS packs
+            FROM operations WHERE state = 'waiting' AND kind = 'refill'
+            UNION ALL
+            SELECT s.dispenser_id, p.slot, coalesce(p.picked, p.planned)
+            FROM picks p JOIN stops s ON s.visit_id = p.visit_id
+            WHERE s.state IN ('arrived', 'closed') AND s.changed_at > :since
+              AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.visit_id = s.visit_id)
+        ) AS under_way
+        GROUP BY dispenser_id, slot""")
+    rows = connection.execute(query, {"since": since})
+    return {(row.dispenser_id, row.slot): int(row.packs) for row in rows}
+
+
+def lock(connection: Connection) -> None:
+    """One at a time makes or releases plans: two must not promise the same machine."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": PLANS_LOCK})
+
+
+def read_setting(connection: Connection, key: str) -> Any:
+    """Return a setting that is kept in the database, or None."""
+    return connection.execute(text("SELECT value FROM server_state WHERE key = :key"), {"key": key}).scalar()
+
+
+def write_setting(connection: Connection, key: str, value: Any) -> None:
+    """Keep a setting."""
+    query = text("""
+        INSERT INTO server_state (key, value) VALUES (:key, CAST(:value AS jsonb))
+        ON CONFLICT (key) DO UPDATE SET value = excluded.value""")
+    connection.execute(query, {"key": key, "value": json.dumps(value)})
 
 
 def observed_since(connection: Connection) -> dict[str, datetime]:

@@ -1,5 +1,6 @@
 """Carrying out a work order: pick, arrive, unlock, enter, close, return."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -9,10 +10,11 @@ from fleet_server.database import Connection
 from fleet_server.devices import fleet, outgoing
 from fleet_server.errors import ConflictError, InputError, NotFoundError
 from fleet_server.ledger import depot, lots, reading
+from fleet_server.ledger.fold import UNKNOWN
 from fleet_server.ledger.movements import Verdict
-from fleet_server.ledger.operations import Booking, SlotOperation, book
+from fleet_server.ledger.operations import SlotOperation, book
 from fleet_server.workorders import store
-from fleet_server.workorders.states import OrderState, StopState, change_order, change_stop
+from fleet_server.workorders.states import OPEN_ORDERS, OrderState, StopState, change_order, change_stop
 
 UNLOCK_LIVES_S: Final = 120
 PACKS_MAX: Final = 1_000
@@ -132,10 +134,13 @@ def pick(
     if verdict is not Verdict.BOOKED:
         return verdict
     visits = {stop["dispenser_id"]: stop["visit_id"] for stop in store.read_stops(connection, order_id)}
+    picked: Counter[tuple[str, int, str, str]] = Counter()
     for line in lines:
         if line.dispenser_id not in visits:
             raise InputError("dispenser_id", line.dispenser_id, f"a machine of work order {order_id}")
-        store.set_picked(connection, visits[line.dispenser_id], line.slot, line.product, line.lot, line.packs)
+        picked[visits[line.dispenser_id], line.slot, line.product, line.lot] += line.packs
+    # What was planned and is in no line was not picked at all; what was not planned replaces something.
+    store.set_picked(connection, list(visits.values()), picked)
     store.set_order_state(connection, order_id, change_order(order["state"], "pick"), now)
     return verdict
 
@@ -143,6 +148,7 @@ def pick(
 def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any]:
     """Note that the restocker stands at the machine."""
     stop = visit(connection, visit_id)
+    _check_open(stop)
     state = change_stop(stop["state"], "arrive")
     store.set_stop(connection, visit_id, now, state=state)
     return stop | {"state": state}
@@ -151,11 +157,18 @@ def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, An
 def unlock(connection: Connection, visit_id: str, now: datetime) -> str:
     """Order the machine to open its lock; returns the order's id."""
     stop = visit(connection, visit_id)
+    _check_open(stop)
     if stop["state"] != StopState.ARRIVED:
         raise ConflictError("state", stop["state"], "a visit at which somebody has arrived")
     order_id = outgoing.order(connection, stop["dispenser_id"], "unlock", lives_s=UNLOCK_LIVES_S, now=now)
     store.set_stop(connection, visit_id, now, unlock_order_id=order_id)
     return order_id
+
+
+def _check_open(stop: dict[str, Any]) -> None:
+    """An old visit must open no door: raise ConflictError where the work order has ended."""
+    if stop["order_state"] not in OPEN_ORDERS:
+        raise ConflictError("work_order", stop["order_state"], f"one of {', '.join(sorted(OPEN_ORDERS))}")
 
 
 def enter(
@@ -168,19 +181,21 @@ def enter(
     }
     known_lots = {(lot.product, lot.lot) for lot in lots.list_lots(connection)}
     good: list[SlotOperation] = []
-    results: dict[str, tuple[str, str]] = {}
-    for entry in entries:
+    refusals: dict[int, str] = {}
+    for place, entry in enumerate(entries):
         try:
             good.append(_checked(entry, stop, known_slots, known_lots, actor))
         except InputError as error:
-            results[entry.operation_id] = ("refused", str(error))
-    for booking in book(connection, good, now):
-        results[booking.operation_id] = (str(booking.verdict), _words(booking))
-    return [(entry.operation_id, *results[entry.operation_id]) for entry in entries]
-
-
-def _words(booking: Booking) -> str:
-    return booking.detail
+            refusals[place] = str(error)
+    bookings = iter(book(connection, good, now))
+    results = []
+    for place, entry in enumerate(entries):
+        if place in refusals:
+            results.append((entry.operation_id, "refused", refusals[place]))
+        else:
+            booking = next(bookings)
+            results.append((entry.operation_id, str(booking.verdict), booking.detail))
+    return results
 
 
 def _checked(
@@ -189,12 +204,16 @@ def _checked(
     plan = slots.get(entry.slot)
     if plan is None:
         raise InputError("slot", entry.slot, f"a slot of {stop['dispenser_id']}: {', '.join(map(str, slots))}")
-    product = entry.product or plan.product
+    if entry.index < 0:
+        raise InputError("index", entry.index, "0 or more: the place of the entry within its visit")
+    # Packs that nobody could name can only be taken out.
+    nameless = entry.kind == "remove" and entry.lot == UNKNOWN
+    product = entry.product or (UNKNOWN if nameless else plan.product)
     if entry.kind == "count":
         _check_packs("counted", entry.counted)
     else:
         _check_packs("packs", entry.packs)
-        if (product, entry.lot) not in known:
+        if not nameless and (product, entry.lot) not in known:
             raise InputError("lot", f"{product} {entry.lot}", "a registered lot with its expiry date")
     if entry.kind == "remove" and entry.reason not in REMOVAL_REASONS:
         raise InputError("reason", entry.reason, f"one of {', '.join(REMOVAL_REASONS)}")
@@ -260,3 +279,16 @@ def give_back(
     if verdict is Verdict.BOOKED:
         store.set_order_state(connection, order_id, change_order(order["state"], "return"), now)
     return verdict
+
+
+def cancel(connection: Connection, order_id: str, now: datetime) -> None:
+    """Call a work order off that nobody has picked: its machines may be planned again."""
+    order = store.read_order(connection, order_id, lock=True)
+    if order is None:
+        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    store.set_order_state(connection, order_id, change_order(order["state"], "cancel"), now)
+
+
+def may_see(own_depot_id: str | None, depot_id: str) -> bool:
+    """Tell whether work of a depot is shown to a person: who belongs to a depot sees that one's, others see all."""
+    return own_depot_id is None or own_depot_id == depot_id

@@ -24,6 +24,9 @@ class StopState(StrEnum):
     SKIPPED = "skipped"
 
 
+OPEN_ORDERS: Final = frozenset({OrderState.RELEASED, OrderState.PICKED})
+"""A work order that is still carried out."""
+
 ORDER_CHANGES: Final = {
     ("pick", OrderState.RELEASED): OrderState.PICKED,
     ("return", OrderState.PICKED): OrderState.CLOSED,

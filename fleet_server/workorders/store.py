@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from fleet_server.database import Connection, metadata
 from fleet_server.devices.store import MOMENT, dispensers
+from fleet_server.workorders.states import OPEN_ORDERS, StopState
 
 work_orders = Table(
     "work_orders",
@@ -113,14 +114,20 @@ def set_stop(connection: Connection, visit_id: str, now: datetime, **values: Any
     connection.execute(update(stops).where(stops.c.visit_id == visit_id).values(changed_at=now, **values))
 
 
-def set_picked(connection: Connection, visit_id: str, slot: int, product: str, lot: str, packs: int) -> bool:
-    """Record what was picked; returns whether that pick was planned."""
-    query = (
-        update(picks)
-        .where(picks.c.visit_id == visit_id, picks.c.slot == slot, picks.c.product == product, picks.c.lot == lot)
-        .values(picked=packs)
-    )
-    return connection.execute(query).rowcount > 0
+def set_picked(
+    connection: Connection, visit_ids: Sequence[str], picked: Mapping[tuple[str, int, str, str], int]
+) -> None:
+    """Record what was picked by (visit_id, slot, product, lot): nothing of what is not named, though planned."""
+    connection.execute(update(picks).where(picks.c.visit_id.in_(visit_ids)).values(picked=0))
+    if not picked:
+        return
+    rows = [
+        {"visit_id": visit_id, "slot": slot, "product": product, "lot": lot, "planned": 0, "picked": packs}
+        for (visit_id, slot, product, lot), packs in picked.items()
+    ]
+    query = insert(picks)
+    key = ["visit_id", "slot", "product", "lot"]
+    connection.execute(query.on_conflict_do_update(index_elements=key, set_={"picked": query.excluded.picked}), rows)
 
 
 def promised(connection: Connection) -> set[str]:
@@ -128,6 +135,6 @@ def promised(connection: Connection) -> set[str]:
     query = (
         select(stops.c.dispenser_id)
         .join(work_orders, work_orders.c.id == stops.c.work_order_id)
-        .where(work_orders.c.state.in_(["released", "picked"]), stops.c.state.in_(["planned", "arrived"]))
+        .where(work_orders.c.state.in_(OPEN_ORDERS), stops.c.state.in_([StopState.PLANNED, StopState.ARRIVED]))
     )
     return set(connection.execute(query).scalars())
