@@ -284,7 +284,7 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._keep(meta={"session": session})
         self._link_up = True
         self.session_began_ms = at.mono_ms
-        self.sender.link_up(at)
+        self.sender.link_up()
         return [Publish(Channel.STATUS, self._status(session, at, online=True), qos=1, retain=True)]
 
     def _status(self, session: int, at: Moment, *, online: bool) -> bytes:

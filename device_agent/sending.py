@@ -39,15 +39,16 @@ class Sender:
         self._next_seq = 1
         self._facts_max = BATCH_FACTS_MAX
         self._timeout_ms = ACK_TIMEOUT_MS
-        self._heard_ms = 0
+        # When the first batch went out that nothing has been heard of since.
+        self._silent_since_ms: int | None = None
         self._resent_from: int | None = None
         self._hold_until_ms: int | None = None
         self.forked = False
 
-    def link_up(self, at: Moment) -> None:
+    def link_up(self) -> None:
         """Begin anew from the last acknowledged fact."""
         self._up = True
-        self._heard_ms = at.mono_ms
+        self._silent_since_ms = None
         self._hold_until_ms = None
         self._rewind()
 
@@ -77,8 +78,8 @@ class Sender:
             lines = self._outbox.lines(self._next_seq, self._facts_max)
             if not lines:
                 break
-            if not self._in_flight:
-                self._heard_ms = max(self._heard_ms, at.mono_ms)
+            if self._silent_since_ms is None:
+                self._silent_since_ms = at.mono_ms
             header = BatchHeader(
                 dispenser_id=self._outbox.dispenser_id,
                 stream_id=self._outbox.stream_id,
@@ -97,7 +98,7 @@ class Sender:
         outbox = self._outbox
         if message.stream_id != outbox.stream_id or message.through_seq > outbox.last_seq:
             return []
-        self._heard_ms = at.mono_ms
+        self._silent_since_ms = None
         epoch = int(outbox.meta.get("epoch", 0))
         if message.server_epoch < epoch:
             return []
@@ -142,8 +143,8 @@ class Sender:
         """Send again what was not acknowledged in time; ask for a fresh connection when nothing was for long."""
         if not self._up:
             return []
-        if self._in_flight and at.mono_ms - self._heard_ms >= SILENCE_MS_MAX:
-            self._heard_ms = at.mono_ms
+        if self._silent_since_ms is not None and at.mono_ms - self._silent_since_ms >= SILENCE_MS_MAX:
+            self._silent_since_ms = None
             self._slow_down()
             return [Reconnect("no acknowledgement for 60 s")]
         if self._in_flight and at.mono_ms >= self._due_ms():
@@ -168,5 +169,6 @@ class Sender:
         if self._hold_until_ms is not None:
             return self._hold_until_ms
         if self._in_flight:
-            return min(self._due_ms(), self._heard_ms + SILENCE_MS_MAX)
+            silent = self._silent_since_ms
+            return self._due_ms() if silent is None else min(self._due_ms(), silent + SILENCE_MS_MAX)
         return None

@@ -1,0 +1,309 @@
+"""Sending, orders, configuration and time: what the agent owes the server."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_agent import effects as ef
+from device_agent import events as ev
+from device_agent.books import refold
+from device_agent.outbox import SlotBook
+from protocol.codec import decode_batch, encode, first_digest, next_digest
+from protocol.messages import (
+    Ack,
+    Books,
+    ClockChanged,
+    ConfigApplied,
+    Fork,
+    Gap,
+    LotPacks,
+    Nack,
+    NewStream,
+    OrderResult,
+    Outcome,
+    Reboot,
+    Refusal,
+    SlotClaim,
+    Started,
+    Unlock,
+    Vend,
+)
+from protocol.topics import Channel
+from tests.device_agent.machines import NOON_MS, Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "outbox.sqlite")
+
+
+class Server:
+    """An honest cursor: applies in order, once, and says where it stands."""
+
+    def __init__(self, dispenser_id: str, epoch: int = 1) -> None:
+        self.dispenser_id, self.epoch = dispenser_id, epoch
+        self.lines: list[bytes] = []
+        self.stream_id = ""
+        self.digest = b""
+
+    def take(self, payload: bytes) -> bytes:
+        batch = decode_batch(payload)
+        header = batch.header
+        if header.stream_id != self.stream_id:
+            self.stream_id, self.lines = header.stream_id, []
+            self.digest = first_digest(self.dispenser_id, header.stream_id)
+        if header.first_seq > len(self.lines) + 1:
+            return self.say(Gap)
+        digest = bytes.fromhex(header.prev_digest)
+        for place, line in enumerate(batch.lines):
+            digest = next_digest(digest, line)
+            if header.first_seq + place > len(self.lines):
+                self.lines.append(line)
+                self.digest = digest
+            else:
+                assert self.lines[header.first_seq + place - 1] == line
+        return self.say(Ack)
+
+    def say(self, kind: type[Ack] | type[Gap] | type[Fork] | type[Nack], **more: str) -> bytes:
+        message = kind(
+            server_epoch=self.epoch,
+            stream_id=self.stream_id,
+            through_seq=len(self.lines),
+            digest=self.digest.hex(),
+            server_at_ms=NOON_MS,
+            **more,  # type: ignore[arg-type]
+        )
+        return encode(message)
+
+
+def batches(effects: list[ef.Effect]) -> list[bytes]:
+    return [e.payload for e in effects if isinstance(e, ef.Publish) and e.channel is Channel.FACTS]
+
+
+def answer(payload: bytes) -> ev.MessageArrived:
+    return ev.MessageArrived(Channel.ACK, payload)
+
+
+def test_a_fact_stays_pending_until_the_server_says_so(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    (batch,) = batches(bench.tell(ev.LinkUp()))
+    assert bench.outbox.pending == bench.outbox.last_seq
+    bench.tell(answer(Server("HD-001").take(batch)))
+    assert bench.outbox.pending == 0
+    assert batches(bench.passes(100).tick()) == []
+
+
+def test_nothing_acknowledged_for_a_minute_asks_for_a_fresh_connection(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    bench.tell(ev.LinkUp())
+    seen = [effect for _ in range(62) for effect in bench.passes(1).tick()]
+    assert any(isinstance(effect, ef.Reconnect) for effect in seen)
+    assert len(batches(seen)) <= 6
+
+
+def test_many_gap_answers_resend_once(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    bench.tell(ev.LinkUp())
+    server = Server("HD-001")
+    server.stream_id = bench.outbox.stream_id
+    server.digest = first_digest("HD-001", server.stream_id)
+    sent = [len(batches(bench.tell(answer(server.say(Gap))))) for _ in range(5)]
+    assert sent == [1, 0, 0, 0, 0]
+
+
+def test_a_lower_cursor_counts_only_in_a_new_epoch_of_the_server(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    server = Server("HD-001")
+    for batch in batches(bench.tell(ev.LinkUp())):
+        bench.tell(answer(server.take(batch)))
+    restored = Server("HD-001")
+    restored.stream_id, restored.digest = server.stream_id, first_digest("HD-001", server.stream_id)
+    assert batches(bench.tell(answer(restored.say(Gap)))) == []
+    restored.epoch = 2
+    again = batches(bench.tell(answer(restored.say(Gap))))
+    assert decode_batch(again[0]).header.first_seq == 1
+
+
+def test_a_nack_cuts_the_batch_smaller_and_waits(bench: Bench) -> None:
+    bench.loaded(("GOOD", 30))
+    for _ in range(10):
+        bench.vend()
+    (batch,) = batches(bench.tell(ev.LinkUp()))
+    server = Server("HD-001")
+    server.stream_id = bench.outbox.stream_id
+    server.digest = first_digest("HD-001", server.stream_id)
+    assert batches(bench.tell(answer(server.say(Nack, reason="unreadable")))) == []
+    later = [b for _ in range(40) for b in batches(bench.passes(1).tick())]
+    assert 0 < len(decode_batch(later[0]).lines) <= 50
+    assert len(decode_batch(batch).lines) >= len(decode_batch(later[0]).lines)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40))
+def test_over_any_lossy_link_every_fact_arrives_once_and_in_order(seed: int, vends: int) -> None:
+    draw = random.Random(seed)
+    bench = Bench(Path(":memory:"))
+    bench.loaded(("GOOD", 60))
+    for _ in range(vends):
+        bench.vend()
+    server = Server("HD-001")
+    wire = batches(bench.tell(ev.LinkUp()))
+    for _ in range(3_000):
+        if bench.outbox.pending == 0:
+            break
+        draw.shuffle(wire)
+        arrived, wire = wire, []
+        for payload in arrived:
+            for _copy in range(draw.choice([0, 1, 1, 2])):
+                reply = server.take(payload)
+                if draw.random() > 0.3:
+                    wire += batches(bench.tell(answer(reply)))
+        for effect in bench.passes(draw.choice([0.2, 5, 30])).tick():
+            if isinstance(effect, ef.Reconnect):
+                wire += batches(bench.tell(ev.LinkDown(), ev.LinkUp()))
+            elif isinstance(effect, ef.Publish) and effect.channel is Channel.FACTS:
+                wire.append(effect.payload)
+    assert bench.outbox.pending == 0, f"seed {seed}"
+    assert server.lines == list(bench.outbox.lines_after(0))
+    bench.outbox.close()
+
+
+# ---------------------------------------------------------------- orders
+
+
+def order(
+    bench: Bench, kind: type[Unlock] | type[Reboot] | type[NewStream], name: str = "a", **more: object
+) -> ev.MessageArrived:
+    fields: dict[str, object] = {
+        "order_id": name * 32,
+        "stream_id": bench.outbox.stream_id,
+        "session": bench.outbox.meta["session"],
+        "expires_after_ms": 60_000,
+    }
+    return ev.MessageArrived(Channel.ORDERS, encode(kind.model_validate(fields | more)))
+
+
+def results(bench: Bench) -> list[str]:
+    return [str(fact.outcome) for fact in bench.facts() if isinstance(fact, OrderResult)]
+
+
+def test_an_order_runs_once_however_often_it_comes(bench: Bench) -> None:
+    bench.loaded()
+    bench.tell(ev.LinkUp())
+    message = order(bench, Unlock)
+    pulses = [e for e in bench.tell(message, message) if isinstance(e, ef.PulseLock)]
+    bench.power_cut().start()
+    pulses += [e for e in bench.tell(message) if isinstance(e, ef.PulseLock)]
+    assert len(pulses) == 1
+    assert results(bench) == ["done"]
+
+
+def test_an_order_past_its_life_is_expired_by_the_monotonic_clock(bench: Bench) -> None:
+    bench.loaded()
+    bench.tell(ev.LinkUp())
+    message = order(bench, Unlock)
+    bench.passes(61)
+    bench.now_ms -= 3_600_000
+    assert not any(isinstance(e, ef.PulseLock) for e in bench.tell(message))
+    assert results(bench) == ["expired"]
+
+
+def test_an_order_of_another_session_or_stream_is_refused(bench: Bench) -> None:
+    bench.loaded()
+    bench.tell(ev.LinkUp())
+    bench.tell(order(bench, Unlock, "b", session=7), order(bench, Unlock, "c", stream_id="0" * 32))
+    assert results(bench) == ["refused", "refused"]
+
+
+def test_an_ordered_restart_is_answered_after_it(bench: Bench) -> None:
+    bench.loaded()
+    bench.tell(ev.LinkUp())
+    assert any(isinstance(e, ef.Restart) for e in bench.tell(order(bench, Reboot)))
+    assert results(bench) == []
+    bench.power_cut().start()
+    assert results(bench) == ["done"]
+
+
+def test_a_new_stream_begins_with_started_and_keeps_the_former_facts_aside(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3)).vend()
+    bench.tell(ev.LinkUp())
+    before = bench.outbox.stream_id
+    bench.tell(order(bench, NewStream))
+    assert bench.outbox.stream_id != before
+    assert isinstance(bench.facts()[0], Started)
+    assert results(bench) == ["done"]
+    assert bench.outbox.slots[1].queue == [("GOOD", 2)]
+    kept = bench.outbox._db.execute("SELECT count(*) FROM former_facts WHERE stream_id = ?", (before,)).fetchone()
+    assert kept[0] > 0
+
+
+def test_an_unauthorised_door_is_told_from_one_that_was_unlocked(bench: Bench) -> None:
+    bench.loaded()
+    bench.tell(ev.LinkUp())
+    bench.tell(order(bench, Unlock), ev.DoorChanged(open=True))
+    assert [f.authorised for f in bench.facts() if f.kind == "door_opened"] == [True]
+
+
+# ---------------------------------------------------------------- configuration and time
+
+
+def test_books_are_folded_under_what_the_machine_did_since(bench: Bench) -> None:
+    bench.loaded(("GOOD", 2))
+    as_of = bench.outbox.last_seq
+    bench.vend()
+    bench.books(("GOOD", 2), ("LATER", 5), as_of=as_of)
+    assert bench.outbox.slots[1].queue == [("GOOD", 1), ("LATER", 5)]
+    applied = [fact for fact in bench.facts() if isinstance(fact, ConfigApplied)]
+    assert applied[-1].applied
+
+
+def test_books_of_facts_that_the_machine_never_wrote_are_refused_whole(bench: Bench) -> None:
+    bench.loaded(("GOOD", 2))
+    bench.books(("LATER", 5), as_of=bench.outbox.last_seq + 10)
+    assert bench.outbox.slots[1].queue == [("GOOD", 2)]
+    answered = [fact for fact in bench.facts() if isinstance(fact, ConfigApplied)][-1]
+    assert not answered.applied
+    assert "as_of_seq" in answered.detail
+
+
+@given(st.lists(st.integers(1, 9), max_size=5), st.lists(st.sampled_from(list(Outcome)), max_size=30))
+def test_refolding_a_book_never_invents_a_pack(lots: list[int], outcomes: list[Outcome]) -> None:
+    queue = [LotPacks(lot=f"L{n}", packs=packs) for n, packs in enumerate(lots)]
+    books = Books(version=1, stream_id="0" * 32, as_of_seq=0, slots=[SlotClaim(slot=1, queue=queue)])
+    when = {"at_ms": 1, "mono_ms": 1, "boot_id": "0" * 8, "clock_trusted": True}
+    facts = [Vend(**when, slot=1, outcome=o, reason=Refusal.LIMIT if o is Outcome.REFUSED else None) for o in outcomes]  # type: ignore[arg-type]
+    taken = sum(o in {Outcome.DELIVERED, Outcome.UNVERIFIED, Outcome.IN_DOUBT} for o in outcomes)
+    folded = refold(books, {1: SlotBook()}, facts)[1]
+    assert sum(packs for _, packs in folded.queue) == max(0, sum(lots) - taken)
+    assert all(packs > 0 for _, packs in folded.queue)
+
+
+def test_a_message_that_cannot_be_read_changes_nothing(bench: Bench) -> None:
+    bench.loaded(("GOOD", 2))
+    seq = bench.outbox.last_seq
+    for channel in (Channel.ACK, Channel.ORDERS, Channel.DESIRED, Channel.BOOKS):
+        bench.tell(ev.MessageArrived(channel, b"{nonsense"), ev.MessageArrived(channel, json.dumps({"v": 9}).encode()))
+    assert bench.outbox.last_seq == seq
+
+
+def test_a_jump_of_the_wall_clock_is_a_fact_of_its_own(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    bench.now_ms -= 5 * 365 * 86_400_000
+    bench.vend()
+    jumps = [fact for fact in bench.facts() if isinstance(fact, ClockChanged)]
+    assert len(jumps) == 1
+    assert jumps[0].was_ms - jumps[0].at_ms > 4 * 365 * 86_400_000
+
+
+def test_a_clock_that_nobody_has_set_does_not_make_an_expired_lot_good(bench: Bench) -> None:
+    bench.loaded(("GOOD", 1), ("OLD", 3)).vend()
+    bench.now_ms, bench.trusted = 1_000, False
+    bench.power_cut().start()
+    bench.vend()
+    refused = [fact for fact in bench.facts() if isinstance(fact, Vend)][-1]
+    assert refused.reason is not None
+    assert refused.reason.value == "expired"
