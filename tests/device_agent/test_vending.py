@@ -205,7 +205,7 @@ def test_a_disk_that_is_full_puts_the_machine_out_of_service_and_vends_nothing(b
     assert seen
     bench.outbox._db.execute("PRAGMA max_page_count=100000")
     bench.passes(31).tick()
-    assert bench.agent.state in {State.READY, State.VENDING}
+    assert str(bench.agent.state) in {"ready", "vending"}
     assert bench.outbox.last_seq == len(bench.facts())
 
 
