@@ -252,9 +252,11 @@ CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP;
 END $$;
-CREATE TRIGGER movements_append_only BEFORE UPDATE OR DELETE ON movements
+CREATE TRIGGER movements_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON movements
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER facts_append_only BEFORE UPDATE OR DELETE ON facts
+CREATE TRIGGER forked_facts_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON forked_facts
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER facts_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON facts
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 """
 

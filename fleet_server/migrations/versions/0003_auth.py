@@ -46,7 +46,7 @@ CREATE TABLE users (
     CONSTRAINT pk_users PRIMARY KEY (name)
 );
 
-CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE ON audit_log
+CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 """
 
