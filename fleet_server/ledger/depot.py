@@ -77,6 +77,7 @@ def _move(
     now: datetime,
 ) -> Verdict:
     payload = {"kind": kind, "source": source, "target": target, "lines": [asdict(line) for line in lines]}
+    store.lock_depot(connection, depot_id)
     stored = store.read_operation(connection, operation_id)
     if stored is not None:
         return Verdict.REPEATED if stored["payload"] == payload else Verdict.CONFLICTING

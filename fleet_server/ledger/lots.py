@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from fleet_server.database import Connection
-from fleet_server.errors import NotFoundError
+from fleet_server.devices.fleet import list_products
+from fleet_server.errors import InputError, NotFoundError
 from fleet_server.ledger import store
 from fleet_server.ledger.movements import Verdict
 
@@ -20,7 +21,10 @@ class Lot:
 
 
 def record_lot(connection: Connection, product: str, lot: str, expires_on: date, now: datetime) -> Verdict:
-    """Register a lot; the same lot with another expiry is conflicting and changes nothing."""
+    """Register a lot of a known product; the same lot with another expiry is conflicting and changes nothing."""
+    products = {item.code for item in list_products(connection)}
+    if product not in products:
+        raise InputError("product", product, f"one of {', '.join(sorted(products))}")
     before = {(item.product, item.lot) for item in list_lots(connection)}
     stands = store.write_lot(connection, product, lot, expires_on, now)
     if stands != expires_on:

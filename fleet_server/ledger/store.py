@@ -185,6 +185,13 @@ def has_cause(connection: Connection, place: str, cause: str) -> bool:
     return connection.execute(query).first() is not None
 
 
+def lock_depot(connection: Connection, depot_id: str) -> None:
+    """Let one transaction at a time move a depot's goods, until it ends: what is checked must still be so when it is booked."""
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:depot, 0))"), {"depot": f"depot/{depot_id}"}
+    )
+
+
 def read_balances(connection: Connection, account_prefix: str | None, limit: int) -> list[tuple[str, str, str, int]]:
     """Return balances that are not zero: (account, product, lot, units), by account."""
     query = select(balances).where(balances.c.units != 0)
