@@ -1,0 +1,141 @@
+"""The command `dispenser-fleet`: one line and exit code 2 for what cannot be, never a traceback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from fleet_server.database import Database
+from tests.fleet_server.fixtures import enter, operation, send
+from tests.fleet_server.machine import Machine
+
+NOWHERE = "postgresql://nobody:not-a-secret@127.0.0.1:9/none"
+
+
+def run(*arguments: str, url: str | None = None, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DISPENSER_FLEET_")}
+    environment = clean | more | ({"DISPENSER_FLEET_DATABASE_URL": url} if url else {})
+    command = [sys.executable, "-m", "fleet_server", *arguments]
+    return subprocess.run(
+        command, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Check that it was refused as it should be; returns what was said."""
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("dispenser-fleet: ")
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", [["serve"], ["audit"], ["migrate"], ["seed"]])
+def test_a_database_that_is_not_there_is_named_without_its_password(command: list[str]) -> None:
+    said = refused(run(*command, url=NOWHERE))
+    assert "127.0.0.1:9" in said
+    assert "not-a-secret" not in said
+
+
+def test_without_any_configuration_the_missing_field_is_named() -> None:
+    assert "database_url" in refused(run("audit"))
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ("port = 99999\n", "port"),
+        ("prot = 80\n", "prot"),
+        ('roles = ["web", "cook"]\n', "roles"),
+        ("port = \n", "config"),
+        ('language = "fr"\n', "language"),
+    ],
+)
+def test_a_wrong_config_file_is_refused_by_field(tmp_path: Path, content: str, field: str) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text(content)
+    assert field in refused(run("serve", "--config", str(config), url=NOWHERE))
+
+
+def test_a_config_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    assert "absent.toml" in refused(run("serve", "--config", str(tmp_path / "absent.toml")))
+
+
+def test_a_busy_port_is_named(database_url: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(run("serve", "--port", str(port), url=database_url, DISPENSER_FLEET_ROLES='["web"]'))
+    assert f"port = {port}" in said
+
+
+def test_a_broker_address_without_a_scheme_is_refused(database_url: str) -> None:
+    said = refused(run("serve", url=database_url, DISPENSER_FLEET_BROKER_URL="127.0.0.1:1883"))
+    assert "broker_url" in said
+
+
+def test_the_audit_counts_what_it_compared_and_exits_with_0(database: Database, database_url: str) -> None:
+    send(database, Machine().door("111111").vend())
+    enter(database, operation("refill", "111111", 0, lot="L1", packs=5))
+    done = run("audit", "--json", url=database_url)
+    assert done.returncode == 0, done
+    report = json.loads(done.stdout)
+    assert report["differences"] == []
+    assert report["movements"] >= 3
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        "UPDATE balances SET units = units + 1 WHERE account = 'slot/HD-001/1'",
+        "UPDATE slot_books SET book = jsonb_set(book, '{queue,0,2}', '9')",
+        "ALTER TABLE movements DISABLE TRIGGER ALL; DELETE FROM movements WHERE reason = 'vend_dispensed'",
+        "ALTER TABLE facts DISABLE TRIGGER ALL; DELETE FROM facts WHERE kind = 'vend'",
+    ],
+)
+def test_the_audit_prints_any_difference_and_exits_with_1(database: Database, database_url: str, tamper: str) -> None:
+    send(database, Machine().door("111111").vend())
+    enter(database, operation("refill", "111111", 0, lot="L1", packs=5))
+    with database.begin() as connection:
+        for statement in tamper.split("; "):
+            assert connection.execute(text(statement))
+    done = run("audit", url=database_url)
+    assert done.returncode == 1
+    assert "HD-001" in done.stdout
+
+
+def test_a_user_is_added_with_a_password_from_standard_input(database_url: str) -> None:
+    assert (
+        run("user", "add", "lin", "--role", "restocker", url=database_url, stdin="long-enough-words\n").returncode == 0
+    )
+    assert "role = 'chef'" in refused(run("user", "add", "lin", "--role", "chef", url=database_url, stdin="x\n"))
+    said = refused(run("user", "add", "lin", "--role", "viewer", url=database_url, stdin="short\n"))
+    assert "at least 10" in said
+    assert "short" not in said
+
+
+def test_seeding_twice_changes_nothing(database_url: str) -> None:
+    def fingerprint() -> list[tuple[str, int]]:
+        database = Database(database_url)
+        with database.begin() as connection:
+            tables = ("dispensers", "slots", "lots", "movements", "outgoing", "products")
+            counts = [(t, connection.execute(text(f"SELECT count(*) FROM {t}")).scalar_one()) for t in tables]
+        database.close()
+        return counts
+
+    assert run("seed", url=database_url).returncode == 0
+    once = fingerprint()
+    assert dict(once)["dispensers"] == 42
+    assert run("seed", url=database_url).returncode == 0
+    assert fingerprint() == once
+
+
+def test_the_asyncapi_document_is_printed() -> None:
+    assert json.loads(run("asyncapi").stdout)["asyncapi"].startswith("3.")
