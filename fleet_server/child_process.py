@@ -56,6 +56,11 @@ class EmbeddedServer(ABC, Generic[AddressT]):
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was started and has ended without being asked to."""
+        return self._process is not None and self._process.poll() is not None
+
     def __enter__(self) -> AddressT:
         return self.start()
 

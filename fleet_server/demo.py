@@ -6,14 +6,13 @@ The simulator is started, never imported: it meets the server over the broker an
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +31,9 @@ from fleet_server.seed import DEPOT, seed
 START_DELAY_S_MAX: Final = 30
 STOP_DELAY_S_MAX: Final = 20
 RESTARTS_MAX: Final = 20
+LOOK_EVERY_S: Final = 0.3
+SPEED_MAX: Final = 10_000
+PORT_MAX: Final = 65_535
 ACCOUNTS: Final = ("administrator", "dispatcher", "supervisor", "restocker", "viewer")
 
 
@@ -52,6 +54,10 @@ def run(options: Options) -> int:
     """Show everything; returns the exit code."""
     if options.days < 0:
         raise InputError("days", options.days, "0 or more")
+    if not 0 < options.speed <= SPEED_MAX:
+        raise InputError("speed", options.speed, f"more than 0 and at most {SPEED_MAX}")
+    if not 1 <= options.port <= PORT_MAX:
+        raise InputError("port", options.port, f"1 to {PORT_MAX}")
     # Named for both: a shell starts background jobs with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -74,6 +80,10 @@ class Demo:
         self._options = options
         self._directory = options.data_dir.resolve()
         self._began_s = time.monotonic()
+        self._parts: tuple[EmbeddedPostgres | EmbeddedBroker, ...] = ()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str] = {}
+        self._restarts = 0
 
     def run(self) -> int:
         options = self._options
@@ -83,36 +93,55 @@ class Demo:
             raise InputError(
                 "data_dir", str(self._directory), f"a directory that can be made ({error.strerror})"
             ) from None
-        with self._postgres() as database_url, self._broker() as broker:
+        postgres, broker = EmbeddedPostgres(self._directory / "postgres"), EmbeddedBroker(self._directory / "broker")
+        try:
+            self._say("starting PostgreSQL ...")
+            anew = self._was_interrupted()
+            if anew:
+                self._say("the last history was not played to its end; beginning it anew")
+                postgres.remove()
+                shutil.rmtree(self._machines)
+            database_url, address = postgres.start().url, broker.start(clean=anew)
             is_new = self._prepare(database_url)
-            with self._server(database_url, broker) as server:
-                if is_new or options.exit:
-                    self._play(broker, options.days if is_new else 0)
-                if options.exit:
-                    return self._report(database_url)
-                return self._live(broker, server)
+            self._start_server(database_url, address)
+            self._parts = (postgres, broker)
+            if is_new or options.exit:
+                self._play(address, options.days if is_new else 0)
+            return self._report(database_url) if options.exit else self._live(address)
+        finally:
+            _stop(self._server)
+            broker.stop()
+            postgres.stop()
+
+    @property
+    def _machines(self) -> Path:
+        return self._directory / "machines"
+
+    def _was_interrupted(self) -> bool:
+        """Half a history is worth nothing: the machines' physical state is kept at its end."""
+        return self._machines.exists() and not (self._machines / "fleet.json").exists()
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr if self._options.json else sys.stdout, flush=True)
 
     # ------------------------------------------------------------ parts
 
-    @contextmanager
-    def _postgres(self) -> Iterator[str]:
-        postgres = EmbeddedPostgres(self._directory / "postgres")
-        self._say("starting PostgreSQL ...")
-        try:
-            yield postgres.start().url
-        finally:
-            postgres.stop()
+    def _look_after(self) -> None:
+        """Start again what has ended by itself, in the order in which the parts need each other."""
+        for part in self._parts:
+            if part.ended:
+                self._note_restart(part.name)
+                part.stop()
+                part.start()
+        if self._server is not None and self._server.poll() is not None:
+            self._note_restart("server")
+            self._server = self._spawn_server()
 
-    @contextmanager
-    def _broker(self) -> Iterator[BrokerAddress]:
-        broker = EmbeddedBroker(self._directory / "broker")
-        try:
-            yield broker.start()
-        finally:
-            broker.stop()
+    def _note_restart(self, name: str) -> None:
+        self._restarts += 1
+        if self._restarts > RESTARTS_MAX:
+            raise InputError(name, "ended again and again", f"one that runs; see the logs in {self._directory}")
+        self._say(f"the {name} has ended; starting it again ...")
 
     def _prepare(self, database_url: str) -> bool:
         """Make schema, sites, users; returns whether there is no history yet."""
@@ -123,14 +152,14 @@ class Demo:
             is_new = not list_dispensers(connection)
             if is_new:
                 began = system_now() - timedelta(days=self._options.days)
-                seed(connection, began)
+                seed(connection, began, demo=True)
                 write_clock(connection, ClockState("played", began, system_now()))
             for name in ACCOUNTS:
                 auth.add_user(
                     connection, name, name, passwords[name], system_now(), DEPOT if name == "restocker" else None
                 )
         database.close()
-        return is_new or not (self._directory / "machines" / "fleet.json").exists()
+        return is_new
 
     def _passwords(self) -> dict[str, str]:
         path = self._directory / "passwords.json"
@@ -141,8 +170,7 @@ class Demo:
         passwords: dict[str, str] = json.loads(path.read_text())
         return passwords
 
-    @contextmanager
-    def _server(self, database_url: str, broker: BrokerAddress) -> Iterator[subprocess.Popen[bytes]]:
+    def _start_server(self, database_url: str, broker: BrokerAddress) -> None:
         password_file = self._directory / "broker-password"
         password_file.touch(mode=0o600)
         password_file.write_text(broker.users["server"])
@@ -155,17 +183,14 @@ class Demo:
             "PRODUCTION": "false",
             "COOKIE_SECURE": "false",
         }
-        environment = os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
-        log = (self._directory / "server.log").open("ab")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "fleet_server", "serve"], env=environment, stderr=log, start_new_session=True
-        )
-        try:
-            self._await_ready(server)
-            yield server
-        finally:
-            _stop(server)
-            log.close()
+        self._environment = os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
+        self._server = self._spawn_server()
+        self._await_ready(self._server)
+
+    def _spawn_server(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "fleet_server", "serve"]
+        with (self._directory / "server.log").open("ab") as log:
+            return subprocess.Popen(command, env=self._environment, stderr=log, start_new_session=True)
 
     @property
     def _url(self) -> str:
@@ -196,7 +221,7 @@ class Demo:
             "--broker", f"mqtt://{broker.host}:{broker.port}",
             "--server", self._url,
             "--password-file", str(self._directory / "passwords.json"),
-            "--data-dir", str(self._directory / "machines"),
+            "--data-dir", str(self._machines),
             "--seed", str(self._options.seed),
             *arguments[1:],
         ]  # fmt: skip
@@ -211,10 +236,11 @@ class Demo:
         with (self._directory / "history.json").open("wb") as summary:
             simulator = self._simulator(broker, "run", "--json", "--days", str(days), stdout=summary)
             try:
-                code = simulator.wait()
-            except KeyboardInterrupt:
+                while (code := simulator.poll()) is None:
+                    self._look_after()
+                    time.sleep(LOOK_EVERY_S)
+            finally:
                 _stop(simulator)
-                raise
         if code != 0:
             raise InputError("history", f"exit code {code}", "a history whose books agree; see the lines above")
 
@@ -239,7 +265,7 @@ class Demo:
         )
         return 1 if report.differences or line.get("residual") else 0
 
-    def _live(self, broker: BrokerAddress, server: "subprocess.Popen[bytes]") -> int:
+    def _live(self, broker: BrokerAddress) -> int:
         self._post_live()
         simulator = self._simulator(broker, "live", "--speed", str(self._options.speed))
         passwords = self._passwords()
@@ -248,9 +274,10 @@ class Demo:
             self._say(f"    {name:<14} {passwords[name]}")
         self._say(f"\n  everything is kept in {self._directory}; Ctrl-C stops it\n")
         try:
-            while server.poll() is None and simulator.poll() is None:
-                time.sleep(0.3)
-            self._say("a process ended by itself; stopping")
+            while simulator.poll() is None:
+                self._look_after()
+                time.sleep(LOOK_EVERY_S)
+            self._say("the simulator ended by itself; stopping")
         except KeyboardInterrupt:
             self._say("stopping ...")
             return 0
@@ -272,9 +299,9 @@ class Demo:
             return value
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: "subprocess.Popen[bytes] | None") -> None:
     """Ask, wait, and then insist."""
-    if process.poll() is not None:
+    if process is None or process.poll() is not None:
         return
     process.terminate()
     try:

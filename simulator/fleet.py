@@ -17,6 +17,8 @@ from simulator.restockers import Crew, Steps, Work
 from simulator.server_api import ServerApi, ServerError
 from simulator.world import HOUR_MS, World, local, sites
 
+SAVE_EVERY_S: Final = 30.0
+"""A simulator that is killed while it is live forgets at most so much of what is physically where."""
 WINDOW_MS: Final = 6 * HOUR_MS
 """Lanes run so far side by side at the most before the server's clock moves."""
 SILENCE_S: Final = 3.0
@@ -219,7 +221,7 @@ class Fleet:
     def live(self, speed: float, stop: Callable[[], bool]) -> None:
         """Go on in real time, or faster by a factor, until told to stop."""
         began_s, base_ms = monotonic(), self.now_ms
-        heard_s = began_s
+        heard_s = saved_s = began_s
         while not stop():
             arrived = self._bridge.take(0.05)
             while arrived is not None:
@@ -236,6 +238,9 @@ class Fleet:
             if quiet:
                 heard_s = monotonic()
             self._run_desk_live()
+            if monotonic() - saved_s > SAVE_EVERY_S:
+                saved_s = monotonic()
+                self.save()
 
     def _run_desk_live(self) -> None:
         """People wait for a server that is away; the machines do not."""
