@@ -117,7 +117,7 @@ def reason_words(reason: dict[str, Any], _: Say) -> str:  # noqa: PLR0911 - one 
     """Say why a stop is in the plan."""
     match reason["code"]:
         case "empty":
-            return _("{product} sold out").format(**reason)
+            return _("{product} out of stock").format(**reason)
         case "low":
             return _("{product} low: {stock} left, minimum {minimum}, {per_day} a day").format(**reason)
         case "first_load":
