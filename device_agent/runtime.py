@@ -60,10 +60,30 @@ def read_config(path: Path) -> Config:
         topic(dispenser_id, Ch.FACTS)
     except TopicError as error:
         raise ConfigError(str(error)) from None
-    broker = dict(_need(value, "broker", dict))
+    board = dict(_need(value, "board", dict))
+    driver = _need(board, "driver", str, "board.")
+    del board["driver"]
+    vitals_every_s = value.get("vitals_every_s", 3600)
+    if not isinstance(vitals_every_s, int) or vitals_every_s < 1:
+        raise ConfigError(f"vitals_every_s = {vitals_every_s!r}: expected a whole number of seconds, 1 or more")
+    return Config(
+        AgentSettings(dispenser_id=dispenser_id, vitals_every_s=vitals_every_s),
+        Path(_need(value, "outbox", str)),
+        _broker(dict(_need(value, "broker", dict))),
+        driver,
+        board,
+    )
+
+
+def _broker(broker: dict[str, Any]) -> BrokerSettings:
     password_file = broker.pop("password_file", None)
     _only(broker, "broker.", {"host", "port", "username", "tls", "ca_file", "certificate_file", "key_file"})
     _need(broker, "host", str, "broker.")
+    for name in ("username", "ca_file", "certificate_file", "key_file"):
+        if name in broker:
+            _need(broker, name, str, "broker.")
+    if not isinstance(broker.get("tls", True), bool):
+        raise ConfigError(f"broker.tls = {broker['tls']!r}: expected true or false")
     port = broker.get("port", 8883)
     if not isinstance(port, int) or not 1 <= port <= 65_535:  # noqa: PLR2004 - the range of ports
         raise ConfigError(f"broker.port = {port!r}: expected a port from 1 to 65535")
@@ -75,19 +95,7 @@ def read_config(path: Path) -> Config:
             raise ConfigError(
                 f"broker.password_file = {password_file!r}: expected a readable file ({error.strerror})"
             ) from None
-    board = dict(_need(value, "board", dict))
-    driver = _need(board, "driver", str, "board.")
-    del board["driver"]
-    vitals_every_s = value.get("vitals_every_s", 3600)
-    if not isinstance(vitals_every_s, int) or vitals_every_s < 1:
-        raise ConfigError(f"vitals_every_s = {vitals_every_s!r}: expected a whole number of seconds, 1 or more")
-    return Config(
-        AgentSettings(dispenser_id=dispenser_id, vitals_every_s=vitals_every_s),
-        Path(_need(value, "outbox", str)),
-        BrokerSettings(**broker, password=password),
-        driver,
-        board,
-    )
+    return BrokerSettings(**broker, password=password)
 
 
 def _need(value: dict[str, Any], name: str, kind: type, within: str = "") -> Any:

@@ -39,11 +39,19 @@ class FileBoard:
         lock = self._path.with_suffix(".lock").open("w")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            value = json.loads(self._path.read_text()) if self._path.exists() else json.loads(json.dumps(EMPTY))
+            before = self._path.read_text() if self._path.exists() else ""
+            value = json.loads(before or json.dumps(EMPTY))
             yield value
-            temporary = self._path.with_suffix(".new")
-            temporary.write_text(json.dumps(value))
-            temporary.replace(self._path)
+            after = json.dumps(value)
+            if after != before:
+                temporary = self._path.with_suffix(".new")
+                temporary.write_text(after)
+                temporary.replace(self._path)
+
+    def state_now(self) -> dict[str, Any]:
+        """Read the state."""
+        with self.state() as state:
+            return state
 
     def identity(self) -> Board:
         return Board(model="FILE-1", runs_sequence_once=True, counts_life=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import scratch_directory
-from tests.simulator.installation import Installation, kill_again_and_again
+from tests.installation import Installation, kill_again_and_again
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
