@@ -116,6 +116,8 @@ class FafbBoard:
                 self._events.append(VendEnded(board_sequence, known))
             return
         if self._vend is not None:
+            # The runtime tells every BoardError as this fault, so its end is owed.
+            self._offline_told = True
             raise BoardError(f"sequence {board_sequence}: sequence {self._vend.sequence} is under way")
         if self._offline_told:
             self._events.append(VendEnded(board_sequence, BoardResult.NOT_RUN))
@@ -151,10 +153,12 @@ class FafbBoard:
 
     def clear_jam(self, slot: int) -> bool:
         answer = self._exchange(Command.MENU, CLEAR_JAM + selection(slot), Command.MENU_ANSWER)
-        return answer[:2] == CLEAR_JAM and answer[2:3] == b"\x00"
+        return answer is not None and answer[:2] == CLEAR_JAM and answer[2:3] == b"\x00"
 
     def self_test(self) -> tuple[bool, str]:
         status = self._exchange(Command.ASK_STATUS, b"", Command.STATUS)
+        if status is None:
+            return False, f"port {self._port.path}: no answer from the controller {self._reason}".rstrip()
         temperature_c = _number(status[23:31])
         warmth = "no temperature" if temperature_c is None else f"{temperature_c} C"
         return True, f"controller answers, door {'open' if status[4] else 'closed'}, {warmth}"
@@ -189,19 +193,15 @@ class FafbBoard:
         except BoardError as error:
             self._reason = str(error)
 
-    def _exchange(self, command: Command, text: bytes, answer: Command) -> bytes:
-        """Ask and wait for the answer; raises BoardError."""
+    def _exchange(self, command: Command, text: bytes, answer: Command) -> bytes | None:
+        """Ask and wait for the answer; None where none comes."""
         self._answers.pop(answer, None)
         request = self._link.ask(command, text)
         if not self._offline_told:
             self._until(lambda: answer in self._answers or request.given_up, EXCHANGE_S)
         if not request.is_over:
             self._link.withdraw(request)
-        if answer not in self._answers:
-            # The runtime tells every BoardError as this fault, so its end is owed.
-            self._offline_told = True
-            raise BoardError(f"port {self._port.path}: no answer to command {command:#04x} {self._reason}".rstrip())
-        return self._answers.pop(answer)
+        return self._answers.pop(answer, None)
 
     def _advance(self) -> None:
         """Read, understand, answer; whatever goes wrong with the port ends here."""

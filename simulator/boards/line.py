@@ -46,6 +46,7 @@ class Noise:
     randomness: random.Random
     share: float = 0.0
     kinds: tuple[LineFault, ...] = tuple(LineFault)
+    delay_s: float = DELAY_S
     planted: list[tuple[LineFault, bytes]] = field(default_factory=list)
     spoilt: int = 0
 
@@ -77,7 +78,7 @@ class Noise:
                 flipped = message[place] ^ 1 << self.randomness.randrange(8)
                 return [(0.0, message[:place] + bytes((flipped,)) + message[place + 1 :])]
             case LineFault.DELAY:
-                return [(DELAY_S, message)]
+                return [(self.delay_s, message)]
             case LineFault.DUPLICATE:
                 return [(0.0, message), (STEP_S, message)]
             case LineFault.NOISE:

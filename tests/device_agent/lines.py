@@ -9,10 +9,12 @@ from typing import Any
 from device_agent.events import Event, VendEnded
 from device_agent.hal.ports import BoardDriver
 from simulator.boards.fafb_wire import FafbWire
+from simulator.boards.hdb1_wire import hdb1_wire
 from simulator.boards.line import PtyLine
+from simulator.boards.modbus_wire import ModbusWire
 from simulator.boards.physical_board import PhysicalBoard, board_of
 
-VEND_S = (0.2, 0.3)
+VEND_S = (0.05, 0.1)
 
 
 class Polled:
@@ -50,8 +52,22 @@ class Polled:
 
 
 @contextmanager
-def fafb_line(directory: Path, board: PhysicalBoard | None = None) -> Iterator[tuple[PtyLine, PhysicalBoard, FafbWire]]:
+def hdb1_line(
+    directory: Path, board: PhysicalBoard | None = None
+) -> Iterator[tuple[PtyLine, PhysicalBoard, ModbusWire]]:
     board = board or board_of(directory / "board.json", vend_s=VEND_S)
-    wire = FafbWire(board, poll_s=0.05)
+    wire = hdb1_wire(board)
     with PtyLine(wire, directory / "port") as line:
+        yield line, board, wire
+
+
+@contextmanager
+def fafb_line(
+    directory: Path, board: PhysicalBoard | None = None, poll_s: float = 0.03
+) -> Iterator[tuple[PtyLine, PhysicalBoard, FafbWire]]:
+    board = board or board_of(directory / "board.json", vend_s=VEND_S)
+    wire = FafbWire(board, poll_s)
+    with PtyLine(wire, directory / "port") as line:
+        # As long, in POLLs, as a delay that the controller's 200 ms meet: it knows only the last command again.
+        line.to_driver.delay_s = line.to_board.delay_s = 1.25 * poll_s
         yield line, board, wire

@@ -171,18 +171,17 @@ def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path, fault: LineFault
         assert len(polled.told(VendEnded)) == 2
 
 
-def test_a_bad_wire_for_twenty_vends_never_repeats_one_nor_invents_a_result(tmp_path: Path) -> None:
-    board = board_of(vend_s=(0.05, 0.1))
-    with fafb_line(tmp_path, board) as (line, _, _):
+def test_a_bad_wire_for_a_dozen_vends_never_repeats_one_nor_invents_a_result(tmp_path: Path) -> None:
+    with fafb_line(tmp_path) as (line, board, _):
         board.load(1, "LOT", 64)
         polled = Polled(open_fafb({"port": line.path, "vend_s_max": 3.0}))
         line.to_driver.share = line.to_board.share = 0.12
-        results = [polled.vend(1, sequence, 10).result for sequence in range(1, 21)]
-        assert line.to_driver.spoilt > 20
-        assert board.turns <= 20
+        results = [polled.vend(1, sequence, 10).result for sequence in range(1, 13)]
+        assert line.to_driver.spoilt > 10
+        assert board.turns <= 12
         assert set(results) <= {BoardResult.DROPPED, BoardResult.UNKNOWN, BoardResult.NOT_RUN}
-        assert results.count(BoardResult.DROPPED) >= 15
-        assert results.count(BoardResult.DROPPED) <= 64 - len(board.coils[1]) <= 20 - results.count(BoardResult.NOT_RUN)
+        assert results.count(BoardResult.DROPPED) >= 8
+        assert results.count(BoardResult.DROPPED) <= 64 - len(board.coils[1]) <= 12 - results.count(BoardResult.NOT_RUN)
 
 
 def test_a_dead_controller_and_a_pulled_adapter_are_a_fault_that_ends(tmp_path: Path) -> None:
@@ -192,8 +191,9 @@ def test_a_dead_controller_and_a_pulled_adapter_are_a_fault_that_ends(tmp_path: 
         line.silent = True
         polled.until(lambda: polled.told(BoardFault))
         polled.driver.start_vend(3, 1, drop_sensor=True)
-        with pytest.raises(BoardError, match="no answer"):
-            polled.driver.self_test()
+        well, words = polled.driver.self_test()
+        assert (well, polled.driver.clear_jam(3)) == (False, False)
+        assert "no answer" in words
         line.silent = False
         polled.until(lambda: polled.told(BoardFaultEnded))
         line.unplug()
@@ -251,13 +251,13 @@ def test_a_line_without_a_controller_and_one_already_taken_are_errors(tmp_path: 
 # ---------------------------------------------------------------- power cuts
 
 
-@pytest.mark.parametrize("away_s", [0.0, 1.2])
+@pytest.mark.parametrize("away_s", [0.0, 0.8])
 def test_after_a_power_cut_in_the_middle_the_note_and_the_controller_say_what_became_of_the_vend(
     tmp_path: Path, away_s: float
 ) -> None:
     """The controller repeats its result five times: a kiosk that is back by then knows, a later one knows that it cannot."""
     config: dict[str, Any] = {"memory": str(tmp_path / "note.json"), "vend_s_max": 0.6}
-    with fafb_line(tmp_path) as (line, board, _):
+    with fafb_line(tmp_path, board_of(vend_s=(0.4, 0.4))) as (line, board, _):
         board.load(3, "LOT", 5)
         config["port"] = line.path
         polled = Polled(open_fafb(config))
@@ -334,7 +334,7 @@ def until(holds: Any, seconds: float = 20) -> None:
 
 
 def test_an_agent_process_on_the_wire_is_killed_while_the_motor_turns_and_yields_exactly_one_fact() -> None:
-    with scratch_directory() as here, fafb_line(here, board_of(vend_s=(1.2, 1.4))) as (line, board, wire):
+    with scratch_directory() as here, fafb_line(here, board_of(vend_s=(1.0, 1.0)), poll_s=0.1) as (line, board, wire):
         board.load(1, "GOOD", 5)
         kiosk = Kiosk(here, line)
         until(lambda: wire.heard > 3)
