@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from simulator import fleet as fl
 from simulator.auditor import Auditor, Findings
+from simulator.conformance import command as conformance
 from simulator.mqtt import Bridge, BridgeError
 from simulator.server_api import ServerApi, ServerError
 from simulator.world import DAY_MS, local
@@ -47,12 +48,15 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--start", help="ISO time at which a new history begins; default: so that it ends now")
     live = commands.add_parser("live", parents=[shared], help="go on with the wall clock until interrupted")
     live.add_argument("--speed", type=float, default=1.0)
+    conformance.add_parser(commands)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 2 for what cannot be started, 1 for a run whose books do not agree."""
     options = parser().parse_args(arguments)
+    if options.command == "conformance":
+        return conformance.main(options)
     try:
         passwords = _passwords(options.password_file)
         people = fl.People(*(ServerApi(options.server, role, passwords[role], options.patience) for role in ROLES))

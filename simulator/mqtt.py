@@ -5,13 +5,14 @@ import queue
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-from protocol.topics import FROM_SERVER, Channel, TopicError, every, parse, topic
+from protocol.topics import FROM_DISPENSER, FROM_SERVER, Channel, TopicError, every, parse, topic
 
 KEEPALIVE_S: Final = 30
 
@@ -100,3 +101,46 @@ class Bridge:
         except TopicError:
             return
         self.arrived.put((where.dispenser_id, where.channel, bytes(message.payload)))
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One message of a dispenser, with the moment of its arrival on both clocks."""
+
+    channel: Channel
+    payload: bytes
+    retained: bool
+    at_s: float
+    wall_ms: int
+
+
+class Listener(Bridge):
+    """The other end of the wire: hears what one dispenser says, and speaks to it as its server."""
+
+    def __init__(self, url: str, dispenser_id: str) -> None:
+        super().__init__(url)
+        self._dispenser_id = dispenser_id
+        self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+
+    def hear(self, timeout_s: float) -> Heard | None:
+        """Wait for one message."""
+        try:
+            return self._heard.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def ask_for_retained(self) -> None:
+        """Subscribe to `status` again: the broker then repeats what it retains."""
+        self._client.subscribe(topic(self._dispenser_id, Channel.STATUS), 1)
+
+    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._refused = f"the broker says {reason}"
+            return
+        client.subscribe([(topic(self._dispenser_id, channel), 1) for channel in FROM_DISPENSER])
+        self._up.set()
+
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        channel = parse(message.topic).channel
+        wall_ms = int(time.time() * 1000)
+        self._heard.put(Heard(channel, bytes(message.payload), message.retain, time.monotonic(), wall_ms))

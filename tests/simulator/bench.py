@@ -1,0 +1,79 @@
+"""Devices on a bench: each in a process that a shell command can restart, driven by shell commands as a caller's would be."""
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from fleet_server.embedded import BrokerAddress
+from simulator.boards.file_board import FileBoard, do
+from simulator.conformance.commands import Means
+
+ROOT = Path(__file__).parents[2]
+FOREIGN = ROOT / "docs" / "examples" / "foreign_device.py"
+VEND_MS = 1_200
+"""Long enough for the power to be cut while the motor turns."""
+
+AGENT_CONFIG = """
+dispenser_id = "{id}"
+outbox = "{here}/outbox.sqlite"
+[broker]
+host = "{host}"
+port = {port}
+username = "fleet"
+password_file = "{here}/password"
+tls = false
+[board]
+driver = "simulator.boards.file_board:open_board"
+state = "{here}/board.json"
+"""
+RESTART = """cd {root}
+test -f {here}/pid && kill -9 $(cat {here}/pid)
+{command} >{here}/log 2>&1 &
+echo $! >{here}/pid
+"""
+
+
+class Device:
+    """One device under test, and the commands that reach it."""
+
+    def __init__(self, here: Path, command: list[str], ask: str, door: str) -> None:
+        self._here = here
+        script = here / "restart"
+        script.write_text(RESTART.format(root=shlex.quote(str(ROOT)), here=here, command=shlex.join(command)))
+        self.restart = f"/bin/sh {script}"
+        self.ask, self.door = ask, door
+        os.system(self.restart)
+
+    def means(self, *, quick: bool = True, patience_s: float = 80.0) -> Means:
+        return Means(self.ask, self.restart, self.door, patience_s, quick)
+
+    def end(self) -> None:
+        os.kill(int((self._here / "pid").read_text()), signal.SIGKILL)
+
+
+def shipped_agent(here: Path, broker: BrokerAddress, dispenser_id: str) -> Device:
+    """`python -m device_agent` with a board whose coils are full."""
+    (here / "password").write_text(broker.users["fleet"])
+    config = here / "agent.toml"
+    config.write_text(AGENT_CONFIG.format(id=dispenser_id, here=here, host=broker.host, port=broker.port))
+    board = FileBoard({"state": str(here / "board.json")})
+    for slot in (1, 2, 3, 4):
+        do(board, "load", f"{slot}:GOOD-1:50")
+    with board.state() as state:
+        state["vend_ms"] = VEND_MS
+    drive = f"cd {ROOT} && {sys.executable} -m simulator.boards.file_board {here}/board.json"
+    command = [sys.executable, "-m", "device_agent", "--config", str(config)]
+    return Device(here, command, f"{drive} ask {{slot}}", f"{drive} door {{position}}")
+
+
+def foreign_device(here: Path, broker: BrokerAddress, dispenser_id: str, *flags: str) -> Device:
+    """The example in docs/examples, which shares no code with us."""
+    url = f"mqtt://fleet:{broker.users['fleet']}@{broker.host}:{broker.port}"
+    command = [sys.executable, str(FOREIGN), "--broker", url, "--dispenser", dispenser_id, "--store", str(here), *flags]
+    return Device(here, command, f"echo ask {{slot}} >>{here}/input", f"echo door {{position}} >>{here}/input")
+
+
+def server_url(broker: BrokerAddress) -> str:
+    return f"mqtt://server:{broker.users['server']}@{broker.host}:{broker.port}"
