@@ -95,14 +95,15 @@ class FafbBoard:
         """
         self._port.open()
         self._heard_s = time.monotonic()
+        note = self._memory.note
+        if note is not None and note.result is None:
+            # The controller may still be turning, or repeating its result, and that before it answers anything.
+            self._vend = _Vend(note.sequence, note.slot, None, time.monotonic())
         if not self._until(lambda: self._status_seen, self._offline_after_s):
             self._port.close()
             raise BoardError(f"port {self._port.path}: no controller answers ({self._reason or 'silence'})")
-        note = self._memory.note
-        if note is not None and note.result is None:
-            # The controller may still be turning, or repeating its result; whoever asks now would ask too early.
-            self._vend = _Vend(note.sequence, note.slot, None, time.monotonic())
-            self._until(lambda: self._vend is None, self._vend_s_max + CHECK_S)
+        # Whoever asks for the stored result before that asks too early.
+        self._until(lambda: self._vend is None, self._vend_s_max + CHECK_S)
 
     # ------------------------------------------------------------ the port of the agent
 

@@ -117,6 +117,8 @@ class PtyLine:
         with self.lock:
             if self._ends is not None:
                 return
+            if self._link is not None and self._link.exists() and not self._link.is_symlink():
+                raise FileExistsError(f"{self._link} is there and no link: it is left alone")
             board_end, driver_end = os.openpty()
             # Held open on this side too, raw: no echo, and no hang-up whenever a driver closes.
             tty.setraw(driver_end)

@@ -23,6 +23,8 @@ CABINET: Final = (
     "door_open", "key_on", "tampered", "mains", "curtain_clear", "battery_mv", "supply_mv",
     "temperature_c", "humidity_pct", "lock_pulses",
 )  # fmt: skip
+BOUNDS: Final = {"temperature_c": (-99.0, 999.0), "humidity_pct": (0.0, 100.0)}
+"""What the registers and texts of the wires can carry; all else is a 16-bit register."""
 
 
 class Fault(StrEnum):
@@ -129,6 +131,9 @@ class PhysicalBoard(VirtualBoard):
         for name, value in values.items():
             if name not in CABINET:
                 raise ValueError(f"{name}: expected one of {', '.join(CABINET)}")
+            lowest, highest = BOUNDS.get(name, (0, 0xFFFF))
+            if not lowest <= value <= highest:
+                raise ValueError(f"{name} = {value}: expected {lowest} to {highest}")
             setattr(self, name, value)
         self.keep()
 
