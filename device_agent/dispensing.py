@@ -11,7 +11,7 @@ from device_agent.outbox import Intent
 from device_agent.ports import AgentParts
 from device_agent.quota import Quota
 from device_agent.settings import AgentSettings
-from device_agent.vending import MEANING, is_open, refusal_of_stock
+from device_agent.vending import MEANING, is_open, refusal_of_lot, refusal_of_stock
 from protocol.messages import (
     TAKES_A_PACK,
     Board,
@@ -83,7 +83,9 @@ class DispensingMixin(AgentParts):
         elif self.state is not State.READY:
             return Refusal.BUSY
         if test:
-            return None if plan.enabled else Refusal.DISABLED
+            if not plan.enabled:
+                return Refusal.DISABLED
+            return refusal_of_lot(self.plan, plan, self.book(slot), self._today(at))
         if not is_open(self.plan, self._local(at).hour):
             return Refusal.CLOSED
         refusal = refusal_of_stock(self.plan, plan, self.book(slot), self._today(at))

@@ -115,7 +115,7 @@ class Sender:
             case Gap():
                 self._resend_once(message.through_seq)
             case Nack():
-                self._facts_max = max(1, self._facts_max // 2)
+                self._smaller()
                 self._rewind()
                 self._hold_until_ms = at.mono_ms + self._jittered(self._timeout_ms)
                 self._timeout_ms = min(self._timeout_ms * 2, ACK_TIMEOUT_MS_MAX)
@@ -151,9 +151,14 @@ class Sender:
             self._slow_down()
         return self.pump(at)
 
+    def _smaller(self) -> None:
+        """Halve what was really sent: half of a limit that no batch reached would send the same batch again."""
+        sent = max((batch.last_seq - batch.first_seq + 1 for batch in self._in_flight), default=self._facts_max)
+        self._facts_max = max(1, min(self._facts_max, sent) // 2)
+
     def _slow_down(self) -> None:
+        self._smaller()
         self._rewind()
-        self._facts_max = max(1, self._facts_max // 2)
         self._timeout_ms = min(self._jittered(self._timeout_ms * 2), ACK_TIMEOUT_MS_MAX)
 
     def _due_ms(self) -> int:

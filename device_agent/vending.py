@@ -37,9 +37,16 @@ def refusal_of_stock(plan: Plan, slot: SlotPlan, book: SlotBook, today: date) ->
         return Refusal.DISABLED
     if book.blocked_by is not None:
         return Refusal.FAULT
+    if book.front() is None:
+        return None if book.try_once else Refusal.EMPTY
+    return refusal_of_lot(plan, slot, book, today)
+
+
+def refusal_of_lot(plan: Plan, slot: SlotPlan, book: SlotBook, today: date) -> Refusal | None:
+    """Tell why the next pack may not come out whoever asks, not even as a test, or None."""
     lot_code = book.front()
     if lot_code is None:
-        return None if book.try_once else Refusal.EMPTY
+        return None
     lot = plan.lots.get((slot.product, lot_code))
     if lot is None or lot.blocked:
         return Refusal.BLOCKED_LOT

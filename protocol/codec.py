@@ -10,6 +10,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from protocol.messages import AckMessage, BatchHeader, Books, Desired, Fact, Order, Status, Vitals
 from protocol.versions import BATCH_BYTES_MAX, BATCH_FACTS_MAX, FACT_BYTES_MAX, MESSAGE_BYTES_MAX
 
+HEADER_BYTES_MAX: Final = 288
+"""Above the longest header of version 1: every id and number at its longest."""
+
 M = TypeVar("M", bound=BaseModel)
 U = TypeVar("U")
 
@@ -89,9 +92,9 @@ def encode_batch(header: BatchHeader, lines: Sequence[bytes]) -> bytes:
 
 
 def cut(lines: Iterable[bytes], facts_max: int) -> list[bytes]:
-    """Take as many lines from the front as one batch may carry: facts_max, BATCH_FACTS_MAX and BATCH_BYTES_MAX."""
+    """Take as many lines from the front as one batch may carry: facts_max, BATCH_FACTS_MAX and BATCH_BYTES_MAX, header included."""
     taken: list[bytes] = []
-    size = 0
+    size = HEADER_BYTES_MAX
     for line in lines:
         size += len(line) + 1
         if taken and (len(taken) >= min(facts_max, BATCH_FACTS_MAX) or size > BATCH_BYTES_MAX):
