@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from device_agent.hal.ports import BoardError, BoardFactory
-from simulator.board_checks import CALL_S_MAX, CHECKS, POLL_S_MAX, BrokenRuleError, Driven, UnseenError
+from simulator.board_checks import CHECKS
+from simulator.board_driven import CALL_S_MAX, POLL_S_MAX, BrokenRuleError, Driven, UnseenError
 from simulator.board_rig import RIGS, Rig
 
 NEVER_BLOCKS: Final = "NEVER-BLOCKS"

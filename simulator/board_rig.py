@@ -62,9 +62,11 @@ class Rig(Protocol):
 class SimulatedRig:
     """A simulated board on a pty; implements `Rig`."""
 
-    def __init__(self, wire_of: Callable[[PhysicalBoard], Wire], here: Path) -> None:
-        self._wire_of, self._path = wire_of, here / "board.json"
-        self.board = board_of(self._path, vend_s=VEND_S)
+    def __init__(
+        self, wire_of: Callable[[PhysicalBoard], Wire], here: Path, vend_s: tuple[float, float] = VEND_S
+    ) -> None:
+        self._wire_of, self._path, self._vend_s = wire_of, here / "board.json", vend_s
+        self.board = board_of(self._path, vend_s=vend_s)
         self.line = PtyLine(wire_of(self.board), here / "port")
         self.config: dict[str, Any] = {"port": self.line.path}
 
@@ -95,7 +97,7 @@ class SimulatedRig:
         with self.line.lock:
             self.line.silent = not on
             if on:
-                self.board = board_of(self._path, vend_s=VEND_S)
+                self.board = board_of(self._path, vend_s=self._vend_s)
                 self.line.wire = self._wire_of(self.board)
 
     def adapter(self, *, plugged: bool) -> None:

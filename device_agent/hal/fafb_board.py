@@ -31,7 +31,7 @@ from protocol.messages import Board
 EXCHANGE_S: Final = 2.0
 """Six sends at the POLLs of 200 ms, and an answer."""
 CHECK_S: Final = 1.5
-REOPEN_EVERY_S: Final = 1.0
+REOPEN_EVERY_S: Final = 0.5
 SENSOR_EVERY_S: Final = 30.0
 EVENTS_MAX: Final = 1_000
 SLOTS_MAX: Final = 999

@@ -10,7 +10,7 @@ from device_agent.hal.ports import BoardError
 from device_agent.hal.serial_port import SerialPort
 
 SENDS_MAX: Final = 3
-REOPEN_EVERY_S: Final = 1.0
+REOPEN_EVERY_S: Final = 0.5
 RECEIVED_MAX: Final = 4 * FRAME_MAX
 
 

@@ -99,11 +99,13 @@ class SerialPort:
 
     def wait(self, seconds: float) -> None:
         """Return when bytes have arrived, or after some seconds."""
+        waiter = select.poll()
+        if self._descriptor is not None:
+            waiter.register(self._descriptor, select.POLLIN)
         try:
-            select.select([] if self._descriptor is None else [self._descriptor], [], [], max(0.0, seconds))
-        except (OSError, ValueError) as error:
-            self.close()
-            raise BoardError(f"port {self.path}: {_words(error)}") from None
+            waiter.poll(max(0.0, seconds) * 1000)
+        except OSError as error:
+            raise self._lost(error) from None
 
     def discard(self) -> None:
         """Forget what has arrived."""

@@ -58,6 +58,7 @@ def hdb1_line(
     board = board or board_of(directory / "board.json", vend_s=VEND_S)
     wire = hdb1_wire(board)
     with PtyLine(wire, directory / "port") as line:
+        line.to_driver.delay_s = line.to_board.delay_s = 0.06
         yield line, board, wire
 
 

@@ -171,17 +171,17 @@ def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path, fault: LineFault
         assert len(polled.told(VendEnded)) == 2
 
 
-def test_a_bad_wire_for_a_dozen_vends_never_repeats_one_nor_invents_a_result(tmp_path: Path) -> None:
+def test_a_bad_wire_for_ten_vends_never_repeats_one_nor_invents_a_result(tmp_path: Path) -> None:
     with fafb_line(tmp_path) as (line, board, _):
         board.load(1, "LOT", 64)
         polled = Polled(open_fafb({"port": line.path, "vend_s_max": 3.0}))
         line.to_driver.share = line.to_board.share = 0.12
-        results = [polled.vend(1, sequence, 10).result for sequence in range(1, 13)]
-        assert line.to_driver.spoilt > 10
-        assert board.turns <= 12
+        results = [polled.vend(1, sequence, 10).result for sequence in range(1, 11)]
+        assert line.to_driver.spoilt + line.to_board.spoilt > 5
+        assert board.turns <= 10
         assert set(results) <= {BoardResult.DROPPED, BoardResult.UNKNOWN, BoardResult.NOT_RUN}
-        assert results.count(BoardResult.DROPPED) >= 8
-        assert results.count(BoardResult.DROPPED) <= 64 - len(board.coils[1]) <= 12 - results.count(BoardResult.NOT_RUN)
+        assert results.count(BoardResult.DROPPED) >= 6
+        assert results.count(BoardResult.DROPPED) <= 64 - len(board.coils[1]) <= 10 - results.count(BoardResult.NOT_RUN)
 
 
 def test_a_dead_controller_and_a_pulled_adapter_are_a_fault_that_ends(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_dead_controller_and_a_pulled_adapter_are_a_fault_that_ends(tmp_path: 
 def test_a_vend_during_which_the_line_dies_is_unknown_in_time(tmp_path: Path) -> None:
     with fafb_line(tmp_path) as (line, board, _):
         board.load(3, "LOT", 5)
-        polled = Polled(open_fafb({"port": line.path, "offline_after_s": 0.3, "vend_s_max": 0.8}))
+        polled = Polled(open_fafb({"port": line.path, "offline_after_s": 0.3, "vend_s_max": 0.5}))
         polled.driver.start_vend(3, 1, drop_sensor=True)
         polled.until(lambda: board.turns)
         line.unplug()
@@ -251,13 +251,13 @@ def test_a_line_without_a_controller_and_one_already_taken_are_errors(tmp_path: 
 # ---------------------------------------------------------------- power cuts
 
 
-@pytest.mark.parametrize("away_s", [0.0, 0.8])
+@pytest.mark.parametrize("away_s", [0.0, 1.0])
 def test_after_a_power_cut_in_the_middle_the_note_and_the_controller_say_what_became_of_the_vend(
     tmp_path: Path, away_s: float
 ) -> None:
     """The controller repeats its result five times: a kiosk that is back by then knows, a later one knows that it cannot."""
-    config: dict[str, Any] = {"memory": str(tmp_path / "note.json"), "vend_s_max": 0.6}
-    with fafb_line(tmp_path, board_of(vend_s=(0.4, 0.4))) as (line, board, _):
+    config: dict[str, Any] = {"memory": str(tmp_path / "note.json"), "vend_s_max": 0.5}
+    with fafb_line(tmp_path, board_of(vend_s=(0.1, 0.1)), poll_s=0.07) as (line, board, _):
         board.load(3, "LOT", 5)
         config["port"] = line.path
         polled = Polled(open_fafb(config))

@@ -24,19 +24,19 @@ from simulator.boards.fafb_wire import FafbWire
 from simulator.boards.hdb1_wire import hdb1_wire
 from tests.device_agent.lines import Polled
 
-POLL_S = 0.03
+POLL_S, VEND_S = 0.03, (0.1, 0.15)
 FAFB: dict[str, Any] = {"memory": "{here}/note.json", "offline_after_s": 0.4, "vend_s_max": 1.0, "status_every_s": 0.1}
 HDB1: dict[str, Any] = {"offline_after_s": 0.4, "vend_s_max": 1.0, "answer_s": 0.05}
 
 
 def fafb_rig(here: Path) -> Rig:
-    rig = SimulatedRig(lambda board: FafbWire(board, POLL_S), here)
+    rig = SimulatedRig(lambda board: FafbWire(board, POLL_S), here, VEND_S)
     rig.line.to_driver.delay_s = rig.line.to_board.delay_s = 1.25 * POLL_S
     return rig
 
 
 def hdb1_rig(here: Path) -> Rig:
-    rig = SimulatedRig(hdb1_wire, here)
+    rig = SimulatedRig(hdb1_wire, here, VEND_S)
     rig.line.to_driver.delay_s = rig.line.to_board.delay_s = 0.06
     return rig
 
@@ -114,7 +114,7 @@ class Raises(ModbusBoard):
         (SaysNotRun, "POWER-CUT-KIOSK", "the motor turned and a pack fell; stored_result() says None"),
         (TellsTwice, "VEND-ENDS", "6 VendEnded of 3 vends"),
         (SeesDrops, "RESULTS", "did_not_fall was told as dropped"),
-        (Blocks, "NEVER-BLOCKS", "DOOR: poll took 0.3"),
+        (Blocks, "NEVER-BLOCKS", "UNKNOWN-SLOT: poll took 0.3"),
         (Raises, "ONLY-BOARD-ERROR", "JAM-CLEARED: clear_jam raised KeyError(3)"),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_broken_driver_fails_by_the_name_of_the_rule(driver: Any, rule: str, w
         return board
 
     rig_of, config = (fafb_rig, FAFB) if issubclass(driver, FafbBoard) else (hdb1_rig, HDB1)
-    checked = {"NEVER-BLOCKS": "DOOR", "ONLY-BOARD-ERROR": "JAM-CLEARED"}.get(rule, rule)
+    checked = {"NEVER-BLOCKS": "UNKNOWN-SLOT", "ONLY-BOARD-ERROR": "JAM-CLEARED"}.get(rule, rule)
     found = {result.rule: result for result in run_kit(factory, rig_of, config, [checked])}
     assert found[rule].verdict is Verdict.BROKEN
     assert words in found[rule].seen
