@@ -2,6 +2,7 @@
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +184,8 @@ def test_the_cabinet_is_told(tmp_path: Path) -> None:
         assert (reading.supply_mv, reading.battery_mv) == (24_100, 10_900)
 
 
-@pytest.mark.parametrize("fault", list(LineFault))
-def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path, fault: LineFault) -> None:
-    with hdb1_line(tmp_path) as (line, board, _):
+def spoil_an_exchange(here: Path, fault: LineFault) -> None:
+    with hdb1_line(here) as (line, board, _):
         board.load(3, "LOT", 5)
         polled = Polled(open_hdb1({"port": line.path, "answer_s": 0.05}))
         line.to_board.plant(fault, begins_with=b"\x02\x10")
@@ -195,6 +195,16 @@ def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path, fault: LineFault
         assert polled.vend(3, 2).result is BoardResult.DROPPED
         assert (board.turns, len(board.coils[3])) == (2, 3)
         assert len(polled.told(VendEnded)) == 2
+
+
+def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path) -> None:
+    """All kinds at once, each with its own board: it is mostly waiting."""
+    places = {fault: tmp_path / fault for fault in LineFault}
+    for place in places.values():
+        place.mkdir()
+    with ThreadPoolExecutor(len(places)) as pool:
+        for done in [pool.submit(spoil_an_exchange, place, fault) for fault, place in places.items()]:
+            done.result()
 
 
 def test_a_bad_wire_for_ten_vends_is_as_good_as_a_good_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,9 @@ def test_door_keypad_climate_and_the_missing_lock_are_told(tmp_path: Path) -> No
         assert polled.driver.self_test() == (True, "controller answers, door open, 23.4 C")
 
 
-@pytest.mark.parametrize("fault", list(LineFault))
-def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path, fault: LineFault) -> None:
+def spoil_an_exchange(here: Path, fault: LineFault) -> None:
     """Command, acknowledgement and result: each of them is spoilt in turn."""
-    with fafb_line(tmp_path) as (line, board, _):
+    with fafb_line(here) as (line, board, _):
         board.load(3, "LOT", 5)
         polled = Polled(open_fafb({"port": line.path}))
         line.to_board.plant(fault, begins_with=b"\xfa\xfb\x06")
@@ -169,6 +169,16 @@ def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path, fault: LineFault
         assert polled.vend(3, 2).result is BoardResult.DROPPED
         assert (board.turns, len(board.coils[3])) == (2, 3)
         assert len(polled.told(VendEnded)) == 2
+
+
+def test_a_spoilt_exchange_turns_the_motor_once(tmp_path: Path) -> None:
+    """All kinds at once, each with its own board: it is mostly waiting."""
+    places = {fault: tmp_path / fault for fault in LineFault}
+    for place in places.values():
+        place.mkdir()
+    with ThreadPoolExecutor(len(places)) as pool:
+        for done in [pool.submit(spoil_an_exchange, place, fault) for fault, place in places.items()]:
+            done.result()
 
 
 def test_a_bad_wire_for_ten_vends_never_repeats_one_nor_invents_a_result(tmp_path: Path) -> None:
