@@ -1,24 +1,18 @@
-"""The ingest worker: takes what the broker delivers, commits it, answers, and sends what waits for machines."""
+"""The ingest process: takes what the broker delivers, lets the worker commit it, answers, and sends what waits for machines."""
 
 import contextlib
 import queue
 import threading
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 
 from fleet_server.clock import Clock
-from fleet_server.database import Connection, Database, DatabaseError, is_disconnect
-from fleet_server.devices import outgoing_store, store
+from fleet_server.database import Database, DatabaseError, is_disconnect
 from fleet_server.ingest import metrics
-from fleet_server.ingest.apply import Received, apply
 from fleet_server.ingest.broker import Broker, BrokerAddress, Delivery
-from fleet_server.ingest.outbound import compose
-from protocol.codec import CodecError, decode_status, decode_vitals, encode
-from protocol.messages import Books, Desired, Order, Vitals
-from protocol.topics import Channel, Topic, TopicError, parse, topic
+from fleet_server.ingest.worker import Message, Worker
 
 QUEUE_MAX: Final = 2_000
 BATCH_MESSAGES_MAX: Final = 500
@@ -29,20 +23,28 @@ log = structlog.get_logger()
 
 
 class IngestService:
-    """One worker on one broker connection. Correct beside any number of others: the cursor row decides."""
+    """One worker on one broker connection.
 
-    def __init__(self, database: Database, clock: Clock, address: BrokerAddress) -> None:
-        self._database, self._clock = database, clock
+    While `is_played` says that history is being played, messages to machines leave only when asked for (`flush`): what a machine
+    is told, and when, must not depend on how fast this process is.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, address: BrokerAddress, is_played: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._worker = Worker(database, clock)
+        self._is_played = is_played
         self._deliveries: queue.Queue[Delivery | None] = queue.Queue(QUEUE_MAX)
         self._broker = Broker(address, self._deliveries, self._on_up)
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._stopping = threading.Event()
         self._look_out = threading.Event()
         self._resend = threading.Event()
-        self._flushes: queue.SimpleQueue[tuple[threading.Event, list[int]]] = queue.SimpleQueue()
-        self._epoch: int | None = None
+        self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self.sent = 0
         """Messages sent to machines since the start, acknowledgements aside."""
+        self.handled = 0
+        """Messages of QoS 1 handled since the start."""
 
     @property
     def connected(self) -> bool:
@@ -60,22 +62,18 @@ class IngestService:
         self._broker.stop()
         self._thread.join(timeout=10)
 
-    def flush(self, timeout_s: float = 10) -> int:
-        """Send everything that waits for machines now; returns how many messages were sent, once they are."""
-        done, sent = threading.Event(), [0]
-        self._flushes.put((done, sent))
+    def flush(self, timeout_s: float = 10) -> None:
+        """Send everything that waits for machines now; returns once it is sent."""
+        done = threading.Event()
+        self._flushes.put(done)
         with contextlib.suppress(queue.Full):
             self._deliveries.put_nowait(None)  # wakes the worker
         done.wait(timeout_s)
-        return sent[0]
-
-    def _wake(self) -> None:
-        self._look_out.set()
 
     def _on_up(self) -> None:
         """A message may have been lost with the connection: what is unanswered is sent again."""
         self._resend.set()
-        self._wake()
+        self._look_out.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -125,59 +123,33 @@ class IngestService:
             return
         delivery = deliveries[0]
         log.error("message cannot be applied", topic=delivery.topic, error=repr(error)[:500])
-        metrics.DEAD_LETTERS.inc()
-        with self._database.begin() as connection:
-            letter = (delivery.topic, delivery.payload, f"{type(error).__name__}: {error}"[:500])
-            store.keep_dead_letters(connection, [letter], self._clock.now())
-        self._broker.done(delivery)
+        self._worker.bury(Message(delivery.topic, delivery.payload), error)
+        self._done(deliveries)
 
     def _commit(self, deliveries: Sequence[Delivery]) -> None:
-        now = self._clock.now()
-        facts: list[Received] = []
-        vitals: dict[str, Vitals] = {}
-        dead: list[tuple[str, bytes, str]] = []
-        came_up = False
-        with self._database.begin() as connection:
-            for delivery in deliveries:
-                try:
-                    where = parse(delivery.topic)
-                    match where.channel:
-                        case Channel.FACTS:
-                            facts.append(Received(delivery.topic, where.dispenser_id, delivery.payload))
-                        case Channel.VITALS:
-                            vitals[where.dispenser_id] = decode_vitals(delivery.payload)
-                        case _:
-                            status = decode_status(delivery.payload)
-                            came_up |= store.announce(connection, where.dispenser_id, status, now)
-                except (CodecError, TopicError) as error:
-                    dead.append((delivery.topic, delivery.payload, str(error)))
-            store.keep_dead_letters(connection, dead, now)
-            store.record_vitals(connection, vitals, now)
-            replies, tally = apply(connection, facts, now, self._read_epoch(connection)) if facts else ([], None)
-        for reply in replies:
-            self._broker.publish(topic(reply.dispenser_id, Channel.ACK), encode(reply.message))
+        committed = self._worker.commit([Message(delivery.topic, delivery.payload) for delivery in deliveries])
+        for answer in committed.answers:
+            self._broker.publish(answer.topic, answer.payload)
+        self._done(deliveries)
+        if committed.news:
+            self._look_out.set()
+
+    def _done(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._broker.done(delivery)
-        metrics.count(tally, len(dead))
-        if came_up or facts:
-            self._wake()
-
-    def _read_epoch(self, connection: Connection) -> int:
-        if self._epoch is None:
-            self._epoch = store.server_epoch(connection)
-        return self._epoch
+            self.handled += delivery.qos > 0
 
     def _send_outgoing(self) -> None:
         """Send what waits, when something happened that may have made it wait, and now and then anyway."""
         waiting = []
         while not self._flushes.empty():
             waiting.append(self._flushes.get())
-        if not (waiting or self._look_out.is_set() or self._outgoing_due()):
+        if not waiting and (self._is_played() or not (self._look_out.is_set() or self._outgoing_due())):
             return
         self._look_out.clear()
-        sent = self._send_due(self._clock.now()) if self._broker.connected else 0
-        for done, count in waiting:
-            count[0] = sent
+        if self._broker.connected:
+            self._send_due()
+        for done in waiting:
             done.set()
 
     _looked_s = 0.0
@@ -189,19 +161,9 @@ class IngestService:
         self._looked_s = now_s
         return True
 
-    def _send_due(self, now: datetime) -> int:
-        with self._database.begin() as connection:
-            if self._resend.is_set():
-                self._resend.clear()
-                outgoing_store.forget_sent(connection)
-            due = outgoing_store.due(connection, now)
-            composed: list[tuple[Topic, Order | Desired | Books]] = []
-            for message, stream_id, session, since in due:
-                composed.append(
-                    (Topic(message.dispenser_id, message.channel), compose(message, stream_id, session, since))
-                )
-            outgoing_store.mark_sent(connection, [(m.id, stream_id, session) for m, stream_id, session, _ in due], now)
-        for where, body in composed:
-            self._broker.publish(str(where), encode(body), retain=where.channel is Channel.DESIRED)
-        self.sent += len(composed)
-        return len(composed)
+    def _send_due(self) -> None:
+        again = self._resend.is_set()
+        self._resend.clear()
+        for message in self._worker.outbound(again=again):
+            self._broker.publish(message.topic, message.payload, retain=message.retain)
+            self.sent += 1
