@@ -35,6 +35,7 @@ class Presence:
     session: int
     online: bool
     retained: bool
+    at_s: float
 
 
 class Counterpart:
@@ -47,7 +48,7 @@ class Counterpart:
         self._current: StreamRecord | None = None
         self.answering = False
         self.session = 0
-        self.epoch = 0
+        self.epoch = self._told_epoch = 0
         self.wall_ms = 0
         self.greets = False
         self.greetings: list[str] = []
@@ -116,7 +117,7 @@ class Counterpart:
             return
         status = decode_status(heard.payload)
         judge_identity(self.checklist, json.loads(heard.payload))
-        self.presences.append(Presence(status.stream_id, status.session, status.online, heard.retained))
+        self.presences.append(Presence(status.stream_id, status.session, status.online, heard.retained, heard.at_s))
         if not status.online:
             return
         if heard.retained:
@@ -188,8 +189,10 @@ class Counterpart:
         if kind == "nack":
             value["reason"] = "refused by the conformance script"
         self.send(Channel.ACK, value | other)
-        if not other.keys() & {"stream_id", "server_epoch"} and (kind == "ack" and through >= record.acked):
+        honest = kind == "ack" and not other.keys() & {"stream_id", "server_epoch"}
+        if honest and (through >= record.acked or self.epoch > self._told_epoch):
             record.answered(through)
+            self._told_epoch = self.epoch
 
     def hold(self) -> None:
         """Acknowledge what is there, and then keep silent."""
