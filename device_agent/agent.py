@@ -51,7 +51,7 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
     ) -> None:
         self.settings, self.outbox, self._board = settings, outbox, board
         self._randomness, self._boot_id = randomness, boot_id
-        self.sender = Sender(outbox, randomness)
+        self.sender = Sender(outbox, randomness, settings.ack_timeout_s, settings.silence_s_max)
         self.state = State.STARTING
         self._quota = Quota()
         desired = outbox.meta.get("desired")

@@ -26,7 +26,10 @@ from protocol.topics import TopicError, topic
 EVENTS_MAX: Final = 1_000
 POLL_S: Final = 0.05
 CONNECT_PATIENCE_S: Final = 15.0
-RECONNECT_DELAY_S: Final = (1.0, 60.0)
+RECONNECT_DELAY_S: Final = 1.0
+GOODBYE_S: Final = 3.0
+SECONDS: Final = ("vitals_every_s", "ack_timeout_s", "silence_s_max")
+"""Settings of the agent that the file may name."""
 CLOCK_IS_SET_AFTER: Final = 1_735_689_600
 """2025-01-01: a machine without a battery-backed clock starts in 1970, and is not trusted until it has been set."""
 
@@ -54,7 +57,7 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"config = {str(path)!r}: expected a readable file ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config = {str(path)!r}: expected TOML ({error})") from None
-    _only(value, "", {"dispenser_id", "outbox", "vitals_every_s", "broker", "board"})
+    _only(value, "", {"dispenser_id", "outbox", *SECONDS, "broker", "board"})
     dispenser_id = _need(value, "dispenser_id", str)
     try:
         topic(dispenser_id, Ch.FACTS)
@@ -63,11 +66,9 @@ def read_config(path: Path) -> Config:
     board = dict(_need(value, "board", dict))
     driver = _need(board, "driver", str, "board.")
     del board["driver"]
-    vitals_every_s = value.get("vitals_every_s", 3600)
-    if not isinstance(vitals_every_s, int) or vitals_every_s < 1:
-        raise ConfigError(f"vitals_every_s = {vitals_every_s!r}: expected a whole number of seconds, 1 or more")
+    _seconds(value, SECONDS)
     return Config(
-        AgentSettings(dispenser_id=dispenser_id, vitals_every_s=vitals_every_s),
+        AgentSettings(dispenser_id=dispenser_id, **{name: value[name] for name in SECONDS if name in value}),
         Path(_need(value, "outbox", str)),
         _broker(dict(_need(value, "broker", dict))),
         driver,
@@ -77,7 +78,9 @@ def read_config(path: Path) -> Config:
 
 def _broker(broker: dict[str, Any]) -> BrokerSettings:
     password_file = broker.pop("password_file", None)
-    _only(broker, "broker.", {"host", "port", "username", "tls", "ca_file", "certificate_file", "key_file"})
+    seconds = ("keepalive_s", "reconnect_s_max")
+    _only(broker, "broker.", {"host", "port", "username", "tls", "ca_file", "certificate_file", "key_file", *seconds})
+    _seconds(broker, seconds, "broker.")
     _need(broker, "host", str, "broker.")
     for name in ("username", "ca_file", "certificate_file", "key_file"):
         if name in broker:
@@ -104,6 +107,13 @@ def _need(value: dict[str, Any], name: str, kind: type, within: str = "") -> Any
         words = "a section" if kind is dict else "a text"
         raise ConfigError(f"{within}{name} = {found!r}: expected {words}")
     return found
+
+
+def _seconds(value: dict[str, Any], names: tuple[str, ...], within: str = "") -> None:
+    for name in names:
+        found = value.get(name, 1)
+        if not isinstance(found, int) or found < 1:
+            raise ConfigError(f"{within}{name} = {found!r}: expected a whole number of seconds, 1 or more")
 
 
 def _only(value: dict[str, Any], within: str, names: set[str]) -> None:
@@ -137,7 +147,7 @@ class Runtime:
         self._stopping = False
         self._linked = False
         self._connect_at_s = 0.0
-        self._delay_s = RECONNECT_DELAY_S[0]
+        self._delay_s, self._delay_s_max = RECONNECT_DELAY_S, config.broker.reconnect_s_max
 
     def at(self) -> Moment:
         """Now."""
@@ -164,13 +174,13 @@ class Runtime:
             wakes_at_ms = self._agent.wakes_at_ms()
             if wakes_at_ms is not None and self.at().mono_ms >= wakes_at_ms:
                 self._do(self._agent.tick(self.at()))
-        self._uplink.close()
+        self._uplink.close(GOODBYE_S)
         self._outbox.close()
         board.close()
 
     def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.LinkUp):
-            self._linked, self._delay_s = True, RECONNECT_DELAY_S[0]
+            self._linked, self._delay_s = True, RECONNECT_DELAY_S
         elif isinstance(event, ev.LinkDown):
             self._lost()
         self._do(self._agent.handle(event, self.at()))
@@ -179,7 +189,7 @@ class Runtime:
         """Try again after a while that doubles, with jitter: a whole fleet must not come back in one second."""
         self._linked = False
         self._connect_at_s = time.monotonic() + self._delay_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-        self._delay_s = min(self._delay_s * 2, RECONNECT_DELAY_S[1])
+        self._delay_s = min(self._delay_s * 2, self._delay_s_max)
 
     def _keep_connected(self) -> None:
         if not self._linked and time.monotonic() >= self._connect_at_s:

@@ -14,10 +14,7 @@ from protocol.topics import Channel
 from protocol.versions import BATCH_FACTS_MAX
 
 WINDOW_BATCHES_MAX: Final = 4
-ACK_TIMEOUT_MS: Final = 20_000
 ACK_TIMEOUT_MS_MAX: Final = 300_000
-SILENCE_MS_MAX: Final = 60_000
-"""Sending without any acknowledgement for this long means that the connection is not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +29,15 @@ class InFlight:
 class Sender:
     """Sends the outbox in order, a small window ahead of the acknowledgements."""
 
-    def __init__(self, outbox: Outbox, randomness: random.Random) -> None:
+    def __init__(self, outbox: Outbox, randomness: random.Random, ack_timeout_s: int, silence_s_max: int) -> None:
         self._outbox, self._randomness = outbox, randomness
+        self._first_timeout_ms, self._silence_ms_max = ack_timeout_s * 1000, silence_s_max * 1000
         self._in_flight: deque[InFlight] = deque()
         self._up = False
         self._next_seq = 1
         self._facts_max = BATCH_FACTS_MAX
-        self._timeout_ms = ACK_TIMEOUT_MS
+        self._timeout_ms = self._first_timeout_ms
+        self._heard_ms = 0
         # When the first batch went out that nothing has been heard of since.
         self._silent_since_ms: int | None = None
         self._resent_from: int | None = None
@@ -46,8 +45,9 @@ class Sender:
         self.forked = False
 
     def link_up(self) -> None:
-        """Begin anew from the last acknowledged fact."""
+        """Begin anew from the last acknowledged fact, and with the first timeout: this may be the link that works."""
         self._up = True
+        self._timeout_ms = self._first_timeout_ms
         self._silent_since_ms = None
         self._hold_until_ms = None
         self._rewind()
@@ -99,6 +99,7 @@ class Sender:
         if message.stream_id != outbox.stream_id or message.through_seq > outbox.last_seq:
             return []
         self._silent_since_ms = None
+        self._heard_ms = at.mono_ms
         epoch = int(outbox.meta.get("epoch", 0))
         if message.server_epoch < epoch:
             return []
@@ -129,7 +130,7 @@ class Sender:
         while self._in_flight and self._in_flight[0].last_seq <= through:
             self._in_flight.popleft()
         self._next_seq = max(self._next_seq, through + 1)
-        self._timeout_ms = ACK_TIMEOUT_MS
+        self._timeout_ms = self._first_timeout_ms
         self._facts_max = min(BATCH_FACTS_MAX, self._facts_max * 2)
         self._resent_from = None
 
@@ -143,10 +144,10 @@ class Sender:
         """Send again what was not acknowledged in time; ask for a fresh connection when nothing was for long."""
         if not self._up:
             return []
-        if self._silent_since_ms is not None and at.mono_ms - self._silent_since_ms >= SILENCE_MS_MAX:
+        if self._silent_since_ms is not None and at.mono_ms - self._silent_since_ms >= self._silence_ms_max:
             self._silent_since_ms = None
             self._slow_down()
-            return [Reconnect("no acknowledgement for 60 s")]
+            return [Reconnect(f"no acknowledgement for {self._silence_ms_max // 1000} s")]
         if self._in_flight and at.mono_ms >= self._due_ms():
             self._slow_down()
         return self.pump(at)
@@ -162,7 +163,8 @@ class Sender:
         self._timeout_ms = min(self._jittered(self._timeout_ms * 2), ACK_TIMEOUT_MS_MAX)
 
     def _due_ms(self) -> int:
-        return self._in_flight[0].sent_ms + self._timeout_ms
+        """On a slow link the second batch waits for the first: its time begins with the answer to that."""
+        return max(self._in_flight[0].sent_ms, self._heard_ms) + self._timeout_ms
 
     def _jittered(self, delay_ms: int) -> int:
         return int(delay_ms * self._randomness.uniform(0.75, 1.25))
@@ -175,5 +177,5 @@ class Sender:
             return self._hold_until_ms
         if self._in_flight:
             silent = self._silent_since_ms
-            return self._due_ms() if silent is None else min(self._due_ms(), silent + SILENCE_MS_MAX)
+            return self._due_ms() if silent is None else min(self._due_ms(), silent + self._silence_ms_max)
         return None

@@ -17,3 +17,6 @@ class AgentSettings:
     stock_level_hour: int = 2
     utc_offset_min: int = DISTRICT_UTC_OFFSET_MIN
     vend_timeout_s: int = 30
+    ack_timeout_s: int = 10
+    silence_s_max: int = 50
+    """Sending without any acknowledgement for this long means that the connection is not one."""

@@ -4,6 +4,7 @@ import contextlib
 import queue
 import socket
 import ssl
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +15,11 @@ from device_agent.events import Event, LinkDown, LinkUp, MessageArrived
 from protocol.topics import FROM_SERVER, Channel, TopicError, parse, topic
 
 KEEPALIVE_S: Final = 30
+RECONNECT_S_MAX: Final = 15
+"""Between two attempts, jitter aside: a machine is back, and has caught up, within 30 s of a healed link."""
 CONNECT_TIMEOUT_S: Final = 10
+LINGER_S: Final = 2.0
+"""A connection that was given up may take this long to say goodbye."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +34,15 @@ class BrokerSettings:
     ca_file: str | None = None
     certificate_file: str | None = None
     key_file: str | None = None
+    keepalive_s: int = KEEPALIVE_S
+    reconnect_s_max: int = RECONNECT_S_MAX
 
 
 class Uplink:
     """One connection after another. What happens goes into the runtime's queue; a callback never raises.
+
+    Nothing here makes the runtime wait: behind a black hole a client may need ten seconds to end, and somebody stands at
+    the machine. A client connects once: when to try again is the runtime's to say, because only it has jitter.
 
     Sessions are clean: the server's answers can all be derived again, and orders are sent again in each session.
     """
@@ -44,7 +54,9 @@ class Uplink:
     def connect(self, will: bytes) -> None:
         """Throw the former client away and begin a new connection in the background; LinkUp follows when it stands."""
         self.close()
-        client = Client(CallbackAPIVersion.VERSION2, client_id=self._dispenser_id, clean_session=True)
+        client = Client(
+            CallbackAPIVersion.VERSION2, client_id=self._dispenser_id, clean_session=True, reconnect_on_failure=False
+        )
         client.username_pw_set(self._settings.username or self._dispenser_id, self._settings.password)
         if self._settings.tls:
             client.tls_set(
@@ -55,14 +67,14 @@ class Uplink:
             )
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.will_set(topic(self._dispenser_id, Channel.STATUS), will, qos=1, retain=True)
-        client.on_socket_open = _without_delay
+        client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         self._client = client
-        client.connect_async(self._settings.host, self._settings.port, KEEPALIVE_S)
+        client.connect_async(self._settings.host, self._settings.port, self._settings.keepalive_s)
         client.loop_start()
 
     def publish(self, channel: Channel, payload: bytes, qos: int, *, retain: bool) -> None:
@@ -70,18 +82,32 @@ class Uplink:
         if self._client is not None:
             self._client.publish(topic(self._dispenser_id, channel), payload, qos=qos, retain=retain)
 
-    def close(self) -> None:
-        """Disconnect first: `loop_stop` alone can hang on unacknowledged messages."""
+    def close(self, wait_s: float = 0.0) -> None:
+        """Give the connection up; it ends in the background, and `wait_s` is how long to wait for that."""
         client, self._client = self._client, None
         if client is not None:
-            client.disconnect()
-            client.loop_stop()
+            ending = threading.Thread(target=_end, args=(client,), daemon=True)
+            ending.start()
+            ending.join(wait_s)
 
     def _tell(self, client: Client, event: Event) -> None:
-        """Hand an event to the runtime; a client that was thrown away has nothing to say."""
-        if client is self._client:
+        """Hand an event to the runtime; a client that was thrown away has nothing to say.
+
+        A full queue stops the reading of the socket: a lost LinkDown would leave the runtime waiting for ever.
+        """
+        while client is self._client:
             with contextlib.suppress(queue.Full):
-                self._events.put_nowait(event)
+                self._events.put(event, timeout=0.5)
+                return
+
+    def _on_socket_open(self, client: Client, _data: Any, opened: Any) -> None:
+        """A client that was given up while it was connecting must not take the session of its successor over."""
+        with contextlib.suppress(OSError):
+            if client is self._client:
+                # Nagle's algorithm would cost 40 ms a message.
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            else:
+                opened.shutdown(socket.SHUT_RDWR)
 
     def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
@@ -93,6 +119,7 @@ class Uplink:
         self._tell(client, LinkUp())
 
     def _on_connect_fail(self, client: Client, _data: Any) -> None:
+        client.loop_stop()  # paho would try again by itself
         self._tell(client, LinkDown())
 
     def _on_disconnect(self, client: Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
@@ -104,7 +131,18 @@ class Uplink:
             self._tell(client, MessageArrived(where.channel, bytes(message.payload)))
 
 
-def _without_delay(_client: Client, _data: Any, opened: Any) -> None:
-    """Switch Nagle's algorithm off: it would cost 40 ms a message."""
-    with contextlib.suppress(OSError):
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _end(client: Client) -> None:
+    """Disconnect first: `loop_stop` alone can hang on unacknowledged messages, and both on a peer that reads nothing."""
+    cut = threading.Timer(LINGER_S, _cut, args=(client,))
+    cut.daemon = True
+    cut.start()
+    client.disconnect()
+    client.loop_stop()
+    cut.cancel()
+
+
+def _cut(client: Client) -> None:
+    opened: Any = client.socket()
+    if opened is not None:
+        with contextlib.suppress(OSError):
+            opened.shutdown(socket.SHUT_RDWR)
