@@ -90,8 +90,8 @@ def _unavailable(engine: Engine, error: DBAPIError) -> str:
     return f"database_url = {address}: no PostgreSQL answers there ({str(error.orig).strip().splitlines()[0]})"
 
 
-def migrate(url: str) -> None:
-    """Bring the schema of the database at `url` to the newest revision; raises DatabaseUnavailableError."""
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring the schema of the database at `url` to a revision, the newest by default; raises DatabaseUnavailableError."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     engine = create_engine(_psycopg(url), connect_args={"connect_timeout": 5})
@@ -100,7 +100,7 @@ def migrate(url: str) -> None:
             # Two replicas that start together must not both create the tables.
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": 0x64697370})
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
     except OperationalError as error:
         raise DatabaseUnavailableError(_unavailable(engine, error)) from None
     finally:

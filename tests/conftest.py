@@ -105,6 +105,15 @@ def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """A database without any schema, dropped after the test."""
+    name = f"empty_{secrets.token_hex(6)}"
+    _administer(postgres_url, f"CREATE DATABASE {name}")
+    yield _with_database(postgres_url, name)
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[BrokerAddress]:
     """A broker with the users `server` and `fleet`; TEST_BROKER_URL (mqtt://:password@host:port) names one password for both."""

@@ -109,7 +109,9 @@ facts = Table(
     Column("corrected_at", MOMENT, nullable=False),
     Column("received_at", MOMENT, nullable=False),
     Column("quarantine_reason", Text),
+    postgresql_partition_by="HASH (dispenser_id)",
 )
+Index("ix_facts_quarantined", facts.c.received_at, postgresql_where=facts.c.kind.is_(None))
 
 forked_facts = Table(
     "forked_facts",
@@ -129,7 +131,7 @@ dead_letters = Table(
     Column("topic", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("received_at", MOMENT, nullable=False),
+    Column("received_at", MOMENT, nullable=False, index=True),
 )
 
 presence = Table(
@@ -155,8 +157,9 @@ vitals_history = Table(
     "vitals_history",
     metadata,
     Column("dispenser_id", Text, primary_key=True),
-    Column("hour", MOMENT, primary_key=True),
+    Column("hour", MOMENT, primary_key=True, index=True),
     Column("reading", JSONB, nullable=False),
+    postgresql_partition_by="HASH (dispenser_id)",
 )
 
 # Everything that is to be sent to a machine. A feature writes the row in its own transaction; ingest sends and keeps it.
@@ -180,6 +183,8 @@ outgoing = Table(
     UniqueConstraint("dispenser_id", "channel", "key"),
 )
 Index("ix_outgoing_unanswered", outgoing.c.dispenser_id, postgresql_where=outgoing.c.answered_at.is_(None))
+Index("ix_outgoing_newest", outgoing.c.dispenser_id, outgoing.c.channel, outgoing.c.id)
+Index("ix_outgoing_orders", outgoing.c.key, postgresql_where=outgoing.c.channel == "orders")
 
 server_state = Table(
     "server_state",

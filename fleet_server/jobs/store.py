@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Float, Integer, Table, Text, select, text, update
+from sqlalchemy import Column, Float, Index, Integer, Table, Text, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from fleet_server.clock import ClockState
@@ -33,6 +33,7 @@ job_runs = Table(
     Column("ended_at", MOMENT),
     Column("error", Text),
 )
+Index("ix_job_runs_failed", job_runs.c.due_at, postgresql_where=job_runs.c.error.is_not(None))
 
 
 def read_clock(connection: Connection, wall: datetime) -> ClockState:

@@ -42,8 +42,8 @@ movements = Table(
     metadata,
     # The dispenser, or the depot where no dispenser takes part: first in the key, to partition by.
     Column("place", Text, primary_key=True),
-    # Derives from the cause: `{cause}#{n}`.
-    Column("id", Text, primary_key=True),
+    # Derives from the cause: `{cause}#{n}`; compared byte by byte, so that those of one cause stand together.
+    Column("id", Text(collation="C"), primary_key=True),
     Column("source", Text, nullable=False),
     Column("target", Text, nullable=False),
     Column("product", Text, nullable=False),
@@ -61,14 +61,21 @@ movements = Table(
     Column("seq", BigInteger),
     Column("step", Integer),
     CheckConstraint("units > 0", name="units_positive"),
+    postgresql_partition_by="HASH (place)",
 )
 Index("ix_movements_place_slot", movements.c.place, movements.c.slot)
 Index("ix_movements_booked_at", movements.c.booked_at)
+Index(
+    "ix_movements_at",
+    movements.c.at,
+    postgresql_using="brin",
+    postgresql_with={"pages_per_range": 16, "autosummarize": "on"},
+)
 
 balances = Table(
     "balances",
     metadata,
-    Column("account", Text, primary_key=True),
+    Column("account", Text(collation="C"), primary_key=True),
     Column("product", Text, primary_key=True),
     Column("lot", Text, primary_key=True),
     Column("units", BigInteger, nullable=False),
@@ -123,6 +130,14 @@ operations = Table(
 Index("ix_operations_dispenser_id_slot", operations.c.dispenser_id, operations.c.slot)
 Index(
     "ix_operations_waiting", operations.c.dispenser_id, operations.c.session, postgresql_where=text("state = 'waiting'")
+)
+Index("ix_operations_visit_id", operations.c.visit_id, postgresql_where=operations.c.visit_id.is_not(None))
+Index(
+    "ix_operations_counted",
+    operations.c.dispenser_id,
+    operations.c.slot,
+    text("least(entered_at, received_at)"),
+    postgresql_where=text("kind = 'count'"),
 )
 
 

@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Date, Table, Text, select, text, update
+from sqlalchemy import Column, Date, Index, Table, Text, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from fleet_server.database import Connection, metadata
@@ -15,7 +15,7 @@ PLANS_LOCK = 0x706C616E
 plans = Table(
     "plans",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", Text(collation="C"), primary_key=True),
     Column("depot_id", Text, nullable=False),
     Column("day", Date, nullable=False),
     Column("state", Text, nullable=False),
@@ -24,6 +24,8 @@ plans = Table(
     Column("inputs", JSONB, nullable=False),
     Column("result", JSONB, nullable=False),
 )
+Index("ix_plans_created_at", plans.c.created_at, plans.c.id)
+Index("ix_plans_proposed", plans.c.depot_id, postgresql_where=plans.c.state == "proposed")
 
 
 def write(connection: Connection, row: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Date, ForeignKey, Integer, Table, Text, select, update
+from sqlalchemy import Column, Date, ForeignKey, Index, Integer, Table, Text, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from fleet_server.database import Connection, metadata
@@ -22,6 +22,8 @@ work_orders = Table(
     Column("created_at", MOMENT, nullable=False),
     Column("changed_at", MOMENT, nullable=False),
 )
+Index("ix_work_orders_day", work_orders.c.day, work_orders.c.id)
+Index("ix_work_orders_open", work_orders.c.id, postgresql_where=work_orders.c.state.in_(["released", "picked"]))
 
 stops = Table(
     "stops",
@@ -32,10 +34,11 @@ stops = Table(
     Column("dispenser_id", Text, nullable=False, index=True),
     Column("state", Text, nullable=False),
     Column("reasons", JSONB, nullable=False),
-    Column("changed_at", MOMENT, nullable=False),
+    Column("changed_at", MOMENT, nullable=False, index=True),
     Column("skipped_because", Text),
     Column("unlock_order_id", Text),
 )
+Index("ix_stops_closed", stops.c.dispenser_id, stops.c.changed_at, postgresql_where=stops.c.state == StopState.CLOSED)
 
 picks = Table(
     "picks",

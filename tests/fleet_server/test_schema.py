@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo  # noqa: F401 - proves that Babel's compiler is installed
 from babel.messages.pofile import read_po
+from sqlalchemy import text
 
 import fleet_server.app  # noqa: F401 - imports every feature's tables
 from fleet_server.database import Database, metadata, migrate
@@ -21,7 +22,14 @@ WEB = Path(i18n.__file__).parent
 def test_migrations_and_tables_agree(database_url: str) -> None:
     database = Database(database_url)
     with database.begin() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        partitions = set(connection.execute(text("SELECT relname FROM pg_class WHERE relispartition")).scalars())
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                "include_name": lambda name, kind, _: kind != "table" or name not in partitions,
+            },
+        )
         differences = [d for d in compare_metadata(context, metadata) if "alembic_version" not in str(d)]
     database.close()
     assert differences == []
