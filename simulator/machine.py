@@ -25,7 +25,8 @@ from protocol.codec import decode_fact
 from protocol.messages import TAKES_A_PACK, Outcome, Vend
 from protocol.topics import Channel
 from simulator.boards.virtual_board import IDENTITY, Turn, VirtualBoard
-from simulator.world import Site, Visitor, World, day_start_ms, local
+from simulator.faults import Injection, Kind
+from simulator.world import Site, Visitor, World, day_start_ms, local, local_hour
 
 WILL_DELAY_MS: Final = 45_000
 """A broker notices a dead connection after one and a half keep-alives."""
@@ -77,7 +78,7 @@ class SimulatedMachine:
         self._outbox = self._open()
         self.agent = self._new_agent()
         self._boot()
-        self._plan_day(first=True)
+        self._plan_day()
 
     # ------------------------------------------------------------ keeping
 
@@ -224,36 +225,42 @@ class SimulatedMachine:
 
     # ------------------------------------------------------------ visitors
 
-    def _plan_day(self, *, first: bool = False) -> None:
+    def _plan_day(self) -> None:
         today = local(self.now_ms).date()
         products = {slot.product for slot in self.agent.plan.slots.values()} or set(self.world.product_mix)
         for visitor in self.world.visitors(self.site, today, products):
             if visitor.at_ms > self.now_ms:
                 self.plan(visitor.at_ms, lambda visitor=visitor: self._visit(visitor))  # type: ignore[misc]
-        for outage in self.world.network_outages(self.site, today):
-            if outage.begins_ms > self.now_ms:
-                self.plan(outage.begins_ms, lambda outage=outage: self._network_fails(outage.ends_ms))  # type: ignore[misc]
-        for outage in self.world.power_cuts(self.site, today):
-            if outage.begins_ms > self.now_ms:
-                self.plan(outage.begins_ms, lambda outage=outage: self._cut_power(outage.ends_ms))  # type: ignore[misc]
-        if not first:
-            for _ in range(self.world.thefts(self.site, today)):
-                self._steal()
+        for injection in self.world.injections(self.site, today):
+            if injection.at_ms > self.now_ms:
+                self.plan(injection.at_ms, lambda injection=injection: self.inject(injection))  # type: ignore[misc]
         for hour in range(0, 24, 6):
             self.plan(day_start_ms(today) + hour * 3_600_000, self._read_sensors)
         self.plan(day_start_ms(today + timedelta(days=1)), self._plan_day)
 
     def _read_sensors(self) -> None:
-        draw = self.world.stream("sensors", self.id, self.now_ms // 3_600_000)
+        air, hour = self.world.air(self.site, self.now_ms), local_hour(self.now_ms)
         self.tell(
             ev.SensorRead(
-                temperature_c=self.world.temperature_c(self.site, self.now_ms),
-                humidity_pct=round(draw.uniform(45, 75), 1),
-                signal_dbm=draw.randrange(-95, -60),
-                supply_mv=draw.randrange(11_900, 12_400),
-                battery_mv=draw.randrange(12_500, 13_200),
+                temperature_c=air.temperature_at(hour),
+                humidity_pct=air.humidity_at(hour),
+                signal_dbm=air.signal_at(hour),
+                supply_mv=12_100,
+                battery_mv=12_900,
             )
         )
+
+    def inject(self, injection: Injection) -> None:
+        """Let something happen now."""
+        match injection.kind:
+            case Kind.NETWORK_FAILS if injection.until_ms is not None:
+                self._network_fails(injection.until_ms)
+            case Kind.MAINS_FAILS if injection.until_ms is not None:
+                self._cut_power(injection.until_ms)
+            case Kind.PACKS_STOLEN:
+                self._steal()
+            case _:
+                pass
 
     def _visit(self, visitor: Visitor) -> None:
         if not self._powered:
