@@ -116,6 +116,60 @@ def audit(
     raise typer.Exit(1 if report.differences else 0)
 
 
+@cli.command()
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="a new file, or a directory to name one in")],
+    config: Config = None,
+) -> None:
+    """Write a consistent picture of the whole database into one file, while the server runs."""
+    from fleet_server.recovery.backup import write_backup
+
+    with told():
+        database = Database(st.load(config).database_url, patient=True)
+        database.check()
+        written = write_backup(database, target, system_now())
+    print(f"{written.path}: {written.tables} tables, {written.rows} rows")
+
+
+@cli.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="a backup, or a directory: its newest one")],
+    config: Config = None,
+    replace: Annotated[bool, typer.Option("--replace", help="drop what the database holds")] = False,
+    epoch_after: Annotated[
+        int, typer.Option(help="begin an epoch above this one, should the clock have been wrong")
+    ] = 0,
+) -> None:
+    """Put a backup into an empty database and begin a new epoch, in which machines and phones send again."""
+    from fleet_server.recovery.backup import restore_backup
+
+    with told():
+        database = Database(st.load(config).database_url, patient=True)
+        database.check()
+        done = restore_backup(database, source, system_now(), replace=replace, epoch_after=epoch_after)
+    print(
+        f"restored {done.tables} tables, {done.rows} rows, as of {done.taken_at.isoformat()}; epoch {done.epoch} begins"
+    )
+
+
+@cli.command("new-epoch")
+def new_epoch(
+    config: Config = None,
+    epoch_after: Annotated[int, typer.Option(help="begin an epoch above this one")] = 0,
+) -> None:
+    """Begin a new epoch, after the database was put back to an earlier state by other means than `restore`."""
+    from fleet_server.recovery.backup import refuse_if_in_use
+    from fleet_server.recovery.epochs import begin_epoch
+
+    with told():
+        url = st.load(config).database_url
+        migrate(url)
+        with Database(url).begin() as connection:
+            refuse_if_in_use(connection)
+            epoch = begin_epoch(connection, system_now(), after=epoch_after)
+    print(f"epoch {epoch} begins")
+
+
 @users.command("add")
 def add_user(
     name: str,

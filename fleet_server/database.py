@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -16,10 +17,14 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailableError",
     "is_disconnect",
+    "known_revisions",
     "metadata",
     "migrate",
     "unnest_insert",
+    "upgrade",
 ]
+
+MIGRATION_LOCK: Final = 0x64697370
 
 DatabaseError = DBAPIError
 """What the database or the way to it refuses."""
@@ -43,9 +48,10 @@ class DatabaseUnavailableError(RuntimeError):
 class Database:
     """A pool of connections to one PostgreSQL; every transaction is begun here."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        # Times come back in UTC whatever the server's default is; nothing may wait for ever.
-        options = "-c timezone=UTC -c statement_timeout=60000 -c lock_timeout=30000"
+    def __init__(self, url: str, *, pool_size: int = 10, patient: bool = False) -> None:
+        # Times come back in UTC whatever the server's default is; nothing may wait for ever, but for whole tables.
+        limits = "" if patient else " -c statement_timeout=60000 -c lock_timeout=30000"
+        options = f"-c timezone=UTC -c datestyle=ISO{limits}"
         self.engine: Engine = create_engine(
             _psycopg(url),
             pool_size=pool_size,
@@ -92,19 +98,34 @@ def _unavailable(engine: Engine, error: DBAPIError) -> str:
 
 def migrate(url: str, revision: str = "head") -> None:
     """Bring the schema of the database at `url` to a revision, the newest by default; raises DatabaseUnavailableError."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     engine = create_engine(_psycopg(url), connect_args={"connect_timeout": 5})
     try:
         with engine.begin() as connection:
-            # Two replicas that start together must not both create the tables.
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": 0x64697370})
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+            upgrade(connection, revision)
     except OperationalError as error:
         raise DatabaseUnavailableError(_unavailable(engine, error)) from None
     finally:
         engine.dispose()
+
+
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the schema to a revision, within the caller's transaction; a second caller waits for the end of it."""
+    # Two replicas that start together must not both create the tables.
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    config = _alembic()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def known_revisions() -> list[str]:
+    """Return the revisions of the schema that this version knows, newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()]
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def unnest_insert(

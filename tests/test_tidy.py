@@ -38,7 +38,7 @@ PACKAGES = {
 # Each feature sees only those before it.
 FEATURES = ["devices", "faults", "ledger", "access", "demand", "workorders", "planning", "alerts", "reports"]
 # What stands above the features: they never look up.
-ABOVE_FEATURES = {"web", "ingest", "jobs", "app", "auth", "__main__", "demo"}
+ABOVE_FEATURES = {"web", "ingest", "jobs", "recovery", "app", "auth", "__main__", "demo"}
 # Where each library may be imported, as glob patterns; everywhere else is pure.
 DOORS = {
     "sqlalchemy": (

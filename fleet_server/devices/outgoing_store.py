@@ -38,10 +38,21 @@ def write(
     )
 
 
+VERSIONS_PER_EPOCH_S = 1_000
+"""Each second of epochs has room for so many versions, more than are ever told."""
+
+
 def next_version(connection: Connection, dispenser_id: str, channel: Channel) -> int:
-    """Return the version after the newest one; the caller holds the machine's lock."""
-    query = text("SELECT coalesce(max(key::bigint), 0) + 1 FROM outgoing WHERE dispenser_id = :d AND channel = :c")
-    return int(connection.execute(query, {"d": dispenser_id, "c": str(channel)}).scalar_one())
+    """Return the version after the newest one; the caller holds the machine's lock.
+
+    In the epoch after a restore, versions begin above all that were told in the seconds before it: the machine may have those.
+    """
+    query = text("""
+        SELECT greatest(coalesce(max(key::bigint), 0), :room * coalesce(
+            (SELECT CAST(value AS bigint) FROM server_state WHERE key = 'epoch' AND value <> '1'), 0)) + 1
+        FROM outgoing WHERE dispenser_id = :d AND channel = :c""")
+    values = {"d": dispenser_id, "c": str(channel), "room": VERSIONS_PER_EPOCH_S}
+    return int(connection.execute(query, values).scalar_one())
 
 
 def supersede(connection: Connection, dispenser_id: str, channel: Channel, now: datetime) -> None:

@@ -16,8 +16,10 @@ FORGOTTEN_AFTER = timedelta(days=400)
 """A lot that expired so long ago is in no machine; naming it would only fill the message."""
 
 
-def tell_desired(connection: Connection, dispenser_ids: Sequence[str] | None, now: datetime) -> list[str]:
-    """Tell machines their desired state where it has changed; returns those told."""
+def tell_desired(
+    connection: Connection, dispenser_ids: Sequence[str] | None, now: datetime, *, again: bool = False
+) -> list[str]:
+    """Tell machines their desired state where it has changed, or `again` whatever they know; returns those told."""
     plans = planogram(connection, dispenser_ids)
     lots = [lot for lot in store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
     told: list[str] = []
@@ -39,7 +41,7 @@ def tell_desired(connection: Connection, dispenser_ids: Sequence[str] | None, no
             ).model_dump(),
         }
         latest = outgoing_store.latest_payload(connection, dispenser.id, Channel.DESIRED) or {}
-        if payload != {name: value for name, value in latest.items() if name != "version"}:
+        if again or payload != {name: value for name, value in latest.items() if name != "version"}:
             outgoing.tell(connection, dispenser.id, Channel.DESIRED, payload, now)
             told.append(dispenser.id)
     return told

@@ -8,6 +8,7 @@ from fleet_server.clock import LOCAL, days_before
 from fleet_server.database import Connection
 from fleet_server.demand import rates
 from fleet_server.devices import fleet
+from fleet_server.devices.store import server_epoch
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.faults.store import open_faults
 from fleet_server.ledger import depot, reading
@@ -28,13 +29,18 @@ def make_plan(connection: Connection, depot_id: str, now: datetime) -> str:
     inputs = gather(connection, depot_id, now)
     day = now.astimezone(LOCAL).date()
     prefix = f"P{day:%Y%m%d}-"
-    plan_id = f"{prefix}{store.count_of_day(connection, prefix) + 1}"
+    plan_id = f"{prefix}{store.count_of_day(connection, prefix) + 1}{_of_epoch(server_epoch(connection))}"
     row = {
         "id": plan_id, "depot_id": depot_id, "day": day, "state": "proposed", "created_at": now,
         "inputs": inputs, "result": planner.make(inputs),
     }  # fmt: skip
     store.write(connection, row)
     return plan_id
+
+
+def _of_epoch(epoch: int) -> str:
+    """What tells the plans, work orders and visits of a restored server from those that it no longer knows."""
+    return "" if epoch == 1 else f"-{epoch:x}"
 
 
 def gather(connection: Connection, depot_id: str, now: datetime) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""Databases to back up from and to restore into."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from fleet_server.clock import system_now
+from fleet_server.database import Database
+from fleet_server.recovery.backup import Restored, restore_backup, write_backup
+from tests.fleet_server.machine import Machine
+
+
+@contextmanager
+def empty_database(postgres_url: str) -> Iterator[str]:
+    """A database without a schema; yields its address."""
+    name = f"restored_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    head, _, _ = postgres_url.rpartition("/")
+    yield f"{head}/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def backed_up(database: Database, directory: Path) -> Path:
+    """Write a backup; returns its file."""
+    return write_backup(database, directory, system_now()).path
+
+
+def put_back(database: Database, backup: Path, **more: Any) -> Restored:
+    """Restore a backup over what is there, as an operator does: with the server stopped."""
+    database.close()
+    return restore_backup(database, backup, system_now(), replace=True, **more)
+
+
+def table(database: Database, query: str) -> list[tuple[Any, ...]]:
+    """Read rows as tuples."""
+    with database.begin() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(query)]
+
+
+def machine_of_the_day() -> Machine:
+    """A machine with a visit and some vends behind it: door at 1 and 2, vends from 3 to 6."""
+    return Machine().door("111111").vend().vend().vend(slot=2).vend()
