@@ -1,0 +1,1 @@
+"""Scenarios as data: a YAML form of a world, what goes wrong in it, and what must hold; a scenario file is a CI check."""
