@@ -11,12 +11,12 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fleet_server.auth import service as auth
 from fleet_server.clock import system_now
 from fleet_server.database import Database, migrate
-from fleet_server.embedded import EmbeddedBroker, EmbeddedPostgres
+from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedPostgres
 from fleet_server.ledger.audit import AuditReport, audit
 from fleet_server.seed import DEPOT, seed
 from tests.conftest import free_port
@@ -27,13 +27,24 @@ BEGINS: Final = datetime(2026, 9, 20, 16, tzinfo=UTC)
 """A local midnight."""
 
 
-class Installation:
-    """Everything that `serve` and the simulator need, over one directory."""
+class BrokerProcess(Protocol):
+    """A broker that can be started, stopped and killed."""
 
-    def __init__(self, directory: Path) -> None:
+    @property
+    def pid(self) -> int | None: ...
+
+    def start(self) -> BrokerAddress: ...
+
+    def stop(self) -> None: ...
+
+
+class Installation:
+    """Everything that `serve` and the simulator need, over one directory; `broker` in place of the embedded one."""
+
+    def __init__(self, directory: Path, broker: BrokerProcess | None = None) -> None:
         self.directory = directory
         self.postgres = EmbeddedPostgres(directory / "postgres", durable=True)
-        self.broker = EmbeddedBroker(directory / "broker")
+        self.broker: BrokerProcess = broker or EmbeddedBroker(directory / "broker")
         self.port = free_port()
         self.database_url = self.postgres.start().url
         migrate(self.database_url)
@@ -45,7 +56,7 @@ class Installation:
         database.close()
         (directory / "passwords.json").write_text(json.dumps(dict.fromkeys(PEOPLE, PASSWORD)))
         self.address = self.broker.start()
-        (directory / "broker-password").write_text(self.address.users["server"])
+        (directory / "broker-password").write_text(self.address.users.get("server", ""))
         self._log = (directory / "server.log").open("ab")
         self.server = self.start_server()
 
