@@ -68,6 +68,10 @@ class Database:
         with self.engine.begin() as connection:
             yield connection
 
+    def open(self) -> Connection:
+        """One transaction that its owner ends: `commit()` keeps it, `close()` gives the connection back."""
+        return self.engine.connect()
+
     def check(self) -> None:
         """Raise DatabaseUnavailableError when no query can be answered now."""
         try:

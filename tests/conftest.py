@@ -99,6 +99,19 @@ def template_database(postgres_url: str) -> Iterator[str]:
 @pytest.fixture
 def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     """A fresh database with the schema, dropped after the test."""
+    with _fresh_database(postgres_url, template_database) as url:
+        yield url
+
+
+@pytest.fixture
+def another_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """One more of them, to compare with."""
+    with _fresh_database(postgres_url, template_database) as url:
+        yield url
+
+
+@contextmanager
+def _fresh_database(postgres_url: str, template_database: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template_database}")
     yield _with_database(postgres_url, name)

@@ -101,4 +101,27 @@ class Outgoing:
     answer_detail: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A machine's answer to something that was sent to it."""
+
+    dispenser_id: str
+    channel: Channel
+    key: str
+    outcome: str
+    detail: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A machine's word that a session began or ended."""
+
+    dispenser_id: str
+    stream_id: str
+    session: int
+    online: bool
+    received_at: datetime
+
+
 Planogram = dict[str, list[SlotPlan]]

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, text, update
 
 from fleet_server.database import Connection, unnest_insert
-from fleet_server.devices.machines import Outgoing
+from fleet_server.devices.machines import Answer, Outgoing
 from fleet_server.devices.store import outgoing
 from protocol.topics import Channel
 
@@ -127,20 +127,21 @@ def forget_sent(connection: Connection) -> None:
     connection.execute(update(outgoing).where(outgoing.c.answered_at.is_(None)).values(sent_session=None))
 
 
-def answer(
-    connection: Connection, dispenser_id: str, channel: Channel, key: str, outcome: str, detail: str, now: datetime
-) -> None:
-    """Note a machine's answer; a second answer changes nothing."""
-    connection.execute(
-        update(outgoing)
-        .where(
-            outgoing.c.dispenser_id == dispenser_id,
-            outgoing.c.channel == channel,
-            outgoing.c.key == key,
-            outgoing.c.answered_at.is_(None),
-        )
-        .values(answered_at=now, answer=outcome, answer_detail=detail)
-    )
+def answer(connection: Connection, answers: Sequence[Answer]) -> None:
+    """Note machines' answers; a second answer changes nothing."""
+    first: dict[tuple[str, str, str], Answer] = {}
+    for given in answers:
+        first.setdefault((given.dispenser_id, given.channel, given.key), given)
+    if not first:
+        return
+    rows = [(*key, given.outcome, given.detail, given.received_at) for key, given in sorted(first.items())]
+    statement = """
+        UPDATE outgoing SET answered_at = a.at, answer = a.outcome, answer_detail = a.detail
+        FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[])
+             AS a(dispenser_id, channel, key, outcome, detail, at)
+        WHERE outgoing.dispenser_id = a.dispenser_id AND outgoing.channel = a.channel AND outgoing.key = a.key
+          AND answered_at IS NULL"""
+    connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True)))
 
 
 def orders_unknown(connection: Connection, dispenser_id: str, stream_id: str, now: datetime) -> None:

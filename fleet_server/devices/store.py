@@ -1,7 +1,8 @@
 """Tables of the machines and their streams, and every statement on them."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,9 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from fleet_server.database import Connection, metadata, unnest_insert
-from fleet_server.devices.machines import Cursor, Dispenser, Planogram, Presence, Product, StoredFact
+from fleet_server.devices.machines import Announcement, Cursor, Dispenser, Planogram, Presence, Product, StoredFact
 from fleet_server.errors import NotFoundError
-from protocol.messages import SlotPlan, Status, Vitals
+from protocol.messages import SlotPlan, Vitals
 
 MOMENT = DateTime(timezone=True)
 AHEAD_MAX = timedelta(days=1)
@@ -334,8 +335,8 @@ def write_facts(connection: Connection, rows: Sequence[StoredFact]) -> None:
     unnest_insert(connection, "facts", columns, values)
 
 
-def write_cursors(connection: Connection, rows: Sequence[Cursor], received_at: datetime) -> None:
-    """Move cursors, making those that are new."""
+def write_cursors(connection: Connection, rows: Sequence[tuple[Cursor, datetime, datetime]]) -> None:
+    """Move cursors, making those that are new: (cursor, began_at if it is new, received_at)."""
     columns = {
         "dispenser_id": "text", "stream_no": "int", "stream_id": "text", "through_seq": "bigint", "digest": "bytea",
         "last_at": "timestamptz", "last_boot_id": "text", "last_mono_ms": "bigint",
@@ -343,8 +344,8 @@ def write_cursors(connection: Connection, rows: Sequence[Cursor], received_at: d
     }  # fmt: skip
     values = [
         (c.dispenser_id, c.stream_no, c.stream_id, c.through_seq, c.digest, c.last_at, c.last_boot_id, c.last_mono_ms,
-         received_at, received_at)
-        for c in rows
+         began_at, received_at)
+        for c, began_at, received_at in rows
     ]  # fmt: skip
     moved = ["through_seq", "digest", "last_at", "last_boot_id", "last_mono_ms", "received_at"]
     update = ", ".join(f"{name} = excluded.{name}" for name in moved)
@@ -367,42 +368,67 @@ def keep_forked(
     unnest_insert(connection, "forked_facts", columns, rows, on_conflict="ON CONFLICT DO NOTHING")
 
 
-def keep_dead_letters(connection: Connection, letters: Sequence[tuple[str, bytes, str]], at: datetime) -> None:
-    """Keep messages that could not be read: (topic, payload, reason)."""
+def keep_dead_letters(connection: Connection, letters: Sequence[tuple[str, bytes, str, datetime]]) -> None:
+    """Keep messages that could not be read: (topic, payload, reason, received_at)."""
     columns = {"topic": "text", "payload": "bytea", "reason": "text", "received_at": "timestamptz"}
-    unnest_insert(connection, "dead_letters", columns, [(*letter, at) for letter in letters])
+    unnest_insert(connection, "dead_letters", columns, letters)
 
 
-def announce(connection: Connection, dispenser_id: str, status: Status, at: datetime) -> bool:
-    """Record a machine's status; a late will of an ended session changes nothing. Returns whether it changed."""
-    query = text("""
+def announce(connection: Connection, announcements: Sequence[Announcement]) -> int:
+    """Record what machines announced, in its order; a late will of an ended session changes nothing.
+
+    Returns how many changed something.
+    """
+    # One statement cannot change a row twice: the second word of a machine goes into a second one, and so on.
+    turns: list[list[Announcement]] = []
+    spoken: Counter[str] = Counter()
+    for announcement in announcements:
+        turn = spoken[announcement.dispenser_id]
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(announcement)
+        spoken[announcement.dispenser_id] += 1
+    return sum(_announce_once(connection, turn) for turn in turns)
+
+
+def _announce_once(connection: Connection, announcements: Sequence[Announcement]) -> int:
+    statement = """
         INSERT INTO presence AS p (dispenser_id, stream_id, session, online, changed_at)
-        SELECT id, :stream_id, :session, :online, :at FROM dispensers WHERE id = :dispenser_id
+        SELECT a.* FROM unnest(%b::text[], %b::text[], %b::bigint[], %b::boolean[], %b::timestamptz[])
+               AS a(id, stream_id, session, online, at) JOIN dispensers USING (id) ORDER BY id
         ON CONFLICT (dispenser_id) DO UPDATE
         SET stream_id = excluded.stream_id, session = excluded.session, online = excluded.online,
             changed_at = excluded.changed_at
         WHERE CASE WHEN p.stream_id = excluded.stream_id
                    THEN (excluded.session, NOT excluded.online) > (p.session, NOT p.online)
-                   ELSE excluded.online END""")
-    values = {"dispenser_id": dispenser_id, "at": at, **status.model_dump(include={"stream_id", "session", "online"})}
-    return connection.execute(query, values).rowcount > 0
+                   ELSE excluded.online END"""
+    rows = [(a.dispenser_id, a.stream_id, a.session, a.online, a.received_at) for a in announcements]
+    return connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True))).rowcount
 
 
-def record_vitals(connection: Connection, readings: Mapping[str, Vitals], received_at: datetime) -> None:
-    """Keep the latest reading of each machine, and the last of each hour."""
-    columns = {"dispenser_id": "text", "at": "timestamptz", "reading": "jsonb"}
-    rows = []
-    for dispenser_id, reading in sorted(readings.items()):
+def record_vitals(connection: Connection, readings: Sequence[tuple[str, Vitals, datetime]]) -> None:
+    """Keep the latest reading of each machine, and the last of each hour: (dispenser_id, reading, received_at)."""
+    latest: dict[str, tuple[datetime, Vitals]] = {}
+    hours: dict[tuple[str, datetime], Vitals] = {}
+    for dispenser_id, reading, received_at in readings:
         at = min(datetime.fromtimestamp(reading.at_ms / 1000, UTC), received_at + AHEAD_MAX)
-        rows.append((dispenser_id, at, reading.model_dump_json(exclude={"v", "at_ms"}, exclude_none=True)))
-    latest = "ON CONFLICT (dispenser_id) DO UPDATE SET at = excluded.at, reading = excluded.reading"
-    unnest_insert(connection, "vitals", columns, rows, on_conflict=latest)
-    hours = [(row[0], row[1].replace(minute=0, second=0, microsecond=0), row[2]) for row in rows]
-    history = "ON CONFLICT (dispenser_id, hour) DO UPDATE SET reading = excluded.reading"
+        latest[dispenser_id] = at, reading
+        hours[dispenser_id, at.replace(minute=0, second=0, microsecond=0)] = reading
+    unnest_insert(
+        connection,
+        "vitals",
+        {"dispenser_id": "text", "at": "timestamptz", "reading": "jsonb"},
+        [(dispenser_id, at, _reading(vitals)) for dispenser_id, (at, vitals) in sorted(latest.items())],
+        on_conflict="ON CONFLICT (dispenser_id) DO UPDATE SET at = excluded.at, reading = excluded.reading",
+    )
     unnest_insert(
         connection,
         "vitals_history",
         {"dispenser_id": "text", "hour": "timestamptz", "reading": "jsonb"},
-        hours,
-        on_conflict=history,
+        [(*key, _reading(vitals)) for key, vitals in sorted(hours.items())],
+        on_conflict="ON CONFLICT (dispenser_id, hour) DO UPDATE SET reading = excluded.reading",
     )
+
+
+def _reading(vitals: Vitals) -> str:
+    return vitals.model_dump_json(exclude={"v", "at_ms"}, exclude_none=True)

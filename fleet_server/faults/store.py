@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select, text
+from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select
 
 from fleet_server.database import Connection, metadata, unnest_insert
 from fleet_server.devices.store import MOMENT
@@ -50,37 +50,41 @@ class FaultChange:
 
 def record(connection: Connection, changes: Sequence[FaultChange]) -> None:
     """Open and clear faults in the order given; what is open already, or cleared already, stays as it is."""
-    for opened, run in _runs(changes):
-        rows = [(c.dispenser_id, c.slot, c.code, c.source, c.detail, c.at) for c in run]
-        if opened:
-            columns = {
-                "dispenser_id": "text", "slot": "int", "code": "text", "source": "text", "detail": "text",
-                "opened_at": "timestamptz",
-            }  # fmt: skip
-            unnest_insert(connection, "faults", columns, rows, on_conflict="ON CONFLICT DO NOTHING")
-        else:
-            connection.execute(
-                text("""
-                UPDATE faults SET cleared_at = c.at
-                FROM unnest(CAST(:ids AS text[]), CAST(:slots AS int[]), CAST(:codes AS text[]), CAST(:ats AS timestamptz[])) AS c(id, slot, code, at)
-                WHERE faults.dispenser_id = c.id AND faults.slot = c.slot AND faults.code = c.code AND cleared_at IS NULL
-                """),
-                {
-                    "ids": [r[0] for r in rows],
-                    "slots": [r[1] for r in rows],
-                    "codes": [r[2] for r in rows],
-                    "ats": [r[5] for r in rows],
-                },
-            )
+    for opened, cleared in _turns(changes):
+        columns = {
+            "dispenser_id": "text", "slot": "int", "code": "text", "source": "text", "detail": "text",
+            "opened_at": "timestamptz",
+        }  # fmt: skip
+        rows = [(c.dispenser_id, c.slot, c.code, c.source, c.detail, c.at) for c in opened]
+        unnest_insert(connection, "faults", columns, rows, on_conflict="ON CONFLICT DO NOTHING")
+        _clear(connection, cleared)
 
 
-def _runs(changes: Sequence[FaultChange]) -> list[tuple[bool, list[FaultChange]]]:
-    runs: list[tuple[bool, list[FaultChange]]] = []
+def _clear(connection: Connection, changes: Sequence[FaultChange]) -> None:
+    if not changes:
+        return
+    statement = """
+        UPDATE faults SET cleared_at = c.at
+        FROM unnest(%b::text[], %b::int[], %b::text[], %b::timestamptz[]) AS c(id, slot, code, at)
+        WHERE faults.dispenser_id = c.id AND faults.slot = c.slot AND faults.code = c.code AND cleared_at IS NULL"""
+    rows = [(c.dispenser_id, c.slot, c.code, c.at) for c in changes]
+    connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True)))
+
+
+def _turns(changes: Sequence[FaultChange]) -> list[tuple[list[FaultChange], list[FaultChange]]]:
+    """Cut changes into turns, (opened, cleared): in each a fault changes once, and over all of them in the order given."""
+    turns: list[tuple[list[FaultChange], list[FaultChange]]] = []
+    last: dict[tuple[str, int, str], tuple[int, bool]] = {}
     for change in changes:
-        if not runs or runs[-1][0] != change.opened:
-            runs.append((change.opened, []))
-        runs[-1][1].append(change)
-    return runs
+        key = (change.dispenser_id, change.slot, change.code)
+        turn, was_opened = last.get(key, (-1, not change.opened))
+        if was_opened == change.opened:  # it is so already
+            continue
+        last[key] = turn + 1, change.opened
+        if turn + 1 == len(turns):
+            turns.append(([], []))
+        turns[turn + 1][not change.opened].append(change)
+    return turns
 
 
 @dataclass(frozen=True, slots=True)

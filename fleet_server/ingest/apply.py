@@ -1,28 +1,22 @@
-"""One transaction of ingest: batches of many machines become facts, cursors, movements, faults and answers."""
+"""What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from fleet_server.database import Connection
-from fleet_server.devices import outgoing, outgoing_store, store
+from fleet_server.devices import outgoing, store
 from fleet_server.devices.machines import Cursor, StoredFact
-from fleet_server.faults.store import FaultChange, record
-from fleet_server.ingest.effects import Consequences, consequences
-from fleet_server.ingest.times import corrected, wall
+from fleet_server.faults.store import FaultChange
+from fleet_server.ingest.effects import consequences
+from fleet_server.ingest.times import Last, corrected, wall
 from fleet_server.ingest.verdicts import Applies, Beyond, Forked, Misframed, judge
-from fleet_server.ledger.booking import COUNT_DUE, book_entries
-from fleet_server.ledger.fold import Anchored
-from fleet_server.ledger.operations import bind_waiting
-from fleet_server.ledger.store import close_door, open_doors
-from fleet_server.ledger.telling import tell_books
+from fleet_server.ingest.writing import Gathered, write
 from protocol.codec import Batch, FramingError, SchemaError, decode_batch, decode_fact, first_digest
 from protocol.messages import Ack, AckMessage, Fork, Gap, Nack
 
 FACT_QUARANTINED = "FACT_QUARANTINED"
 STREAM_FORKED = "STREAM_FORKED"
-STREAM_REPLACED = "STREAM_REPLACED"
 NEW_STREAM_LIVES_S = 86_400
 
 
@@ -56,204 +50,193 @@ class Tally:
 
 
 @dataclass
-class Transaction:
-    """Everything one transaction of ingest gathers before it is written, in as few statements as there are tables."""
+class Lines:
+    """Lines of one stream that are not yet written, from fact `first` on."""
 
-    connection: Connection
-    now: datetime
-    epoch: int
-    streams: dict[tuple[str, str], Cursor] = field(default_factory=dict)
-    newest: dict[str, int] = field(default_factory=dict)
-    moved: dict[tuple[str, str], Cursor] = field(default_factory=dict)
-    facts: list[StoredFact] = field(default_factory=list)
-    dead: list[tuple[str, bytes, str]] = field(default_factory=list)
-    faults: list[FaultChange] = field(default_factory=list)
-    effects: Consequences = field(default_factory=Consequences)
-    replies: list[Reply] = field(default_factory=list)
-    replaced: dict[str, str] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    first: int
+    lines: list[bytes] = field(default_factory=list)
+
+
+class Transaction:
+    """Messages applied in memory: what the database has is read once a machine, what is new waits for `write`.
+
+    A machine is locked from its first message on until the transaction ends, so nothing read can change meanwhile.
+    """
+
+    def __init__(self, connection: Connection, epoch: int) -> None:
+        self._connection, self._epoch = connection, epoch
+        # Every machine asked for, and whether it is registered.
+        self._known: dict[str, bool] = {}
+        self._streams: dict[tuple[str, str], Cursor] = {}
+        self._newest: dict[str, str] = {}
+        self._unwritten: dict[tuple[str, int], Lines] = {}
+        self._gathered = Gathered()
+        self.tally = Tally()
+
+    def take(self, received: Sequence[Received], now: datetime) -> list[Reply]:
+        """Apply messages in the order of their arrival; returns the replies that the commit will make true."""
+        replies: list[Reply] = []
+        self._open({message.dispenser_id for message in received})
+        for message in received:
+            reply = self._apply_message(message, now)
+            if reply is not None:
+                replies.append(reply)
+        return replies
+
+    def write(self, now: datetime) -> None:
+        """Write what was gathered; the caller commits."""
+        write(self._connection, self._gathered, now)
+        self._gathered = Gathered()
+        self._unwritten.clear()
+
+    def _open(self, dispenser_ids: set[str]) -> None:
+        """Lock the machines that are new to this transaction and read where their streams stand."""
+        new = dispenser_ids - self._known.keys()
+        if not new:
+            return
+        registered = store.lock(self._connection, new)
+        self._known |= {dispenser_id: dispenser_id in registered for dispenser_id in new}
+        for cursor in store.cursors(self._connection, sorted(registered)) if registered else []:
+            self._streams[cursor.dispenser_id, cursor.stream_id] = cursor
+            self._newest[cursor.dispenser_id] = cursor.stream_id
+
+    def _apply_message(self, message: Received, now: datetime) -> Reply | None:
+        try:
+            batch = decode_batch(message.payload)
+        except FramingError as error:
+            self._bury(message, str(error), now)
+            return self._unread(message.dispenser_id, str(error), now)
+        header = batch.header
+        if header.dispenser_id != message.dispenser_id:
+            reason = f"dispenser_id {header.dispenser_id!r} in header: expected that of the topic"
+            self._bury(message, reason, now)
+            return None
+        if not self._known[message.dispenser_id]:
+            reason = f"dispenser_id {message.dispenser_id!r}: expected a registered dispenser"
+            self._bury(message, reason, now)
+            digest = first_digest(header.dispenser_id, header.stream_id)
+            stranger = Cursor(header.dispenser_id, 0, header.stream_id, 0, digest)
+            return self._reply(stranger, header.sent_at_ms, now, Nack, reason=reason[:200])
+        return self._apply_batch(batch, now)
+
+    def _bury(self, message: Received, reason: str, now: datetime) -> None:
+        self._gathered.dead.append((message.topic, message.payload[:65_536], reason, now))
+        self.tally.dead_letters += 1
+
+    def _unread(self, dispenser_id: str, reason: str, now: datetime) -> Reply | None:
+        """Tell a machine that its batch could not be read, if it ever had a stream that the answer can name."""
+        newest = self._newest.get(dispenser_id)
+        if newest is None:
+            return None
+        return self._reply(self._streams[dispenser_id, newest], None, now, Nack, reason=reason[:200])
+
+    def _reply(
+        self, cursor: Cursor, sent_at_ms: int | None, now: datetime, kind: Callable[..., AckMessage], **more: object
+    ) -> Reply:
+        message = kind(
+            server_epoch=self._epoch,
+            stream_id=cursor.stream_id,
+            through_seq=cursor.through_seq,
+            digest=cursor.digest.hex(),
+            server_at_ms=int(now.timestamp() * 1000),
+            sent_at_ms=sent_at_ms,
+            **more,
+        )
+        return Reply(cursor.dispenser_id, message)
+
+    def _apply_batch(self, batch: Batch, now: datetime) -> Reply:
+        header = batch.header
+        cursor = self._streams.get((header.dispenser_id, header.stream_id)) or self._new_stream(batch)
+        key = (cursor.dispenser_id, cursor.stream_no)
+        match judge(batch, cursor, lambda first, last: self._stored(key, first, last)):
+            case Applies(first_seq, lines, digests):
+                self.tally.duplicates += len(batch.lines) - len(lines)
+                quarantined: list[int] = []
+                if lines:
+                    cursor = self._apply_lines(cursor, first_seq, lines, digests[-1], now, quarantined)
+                return self._reply(cursor, header.sent_at_ms, now, Ack, quarantined=quarantined)
+            case Beyond():
+                self.tally.gaps += 1
+                return self._reply(cursor, header.sent_at_ms, now, Gap)
+            case Misframed(reason):
+                return self._reply(cursor, header.sent_at_ms, now, Nack, reason=reason)
+            case Forked(first_seq, lines):
+                self._fork(cursor, first_seq, lines, now)
+                return self._reply(cursor, header.sent_at_ms, now, Fork)
+
+    def _new_stream(self, batch: Batch) -> Cursor:
+        """Return the cursor before the first fact; the stream begins when that fact is applied."""
+        header = batch.header
+        newest = self._newest.get(header.dispenser_id)
+        number = self._streams[header.dispenser_id, newest].stream_no + 1 if newest else 1
+        digest = first_digest(header.dispenser_id, header.stream_id)
+        return Cursor(header.dispenser_id, number, header.stream_id, 0, digest)
+
+    def _stored(self, key: tuple[str, int], first: int, last: int) -> list[bytes]:
+        """Return lines of a stream, those that are not yet written included."""
+        unwritten = self._unwritten.get(key)
+        if unwritten is None or last < unwritten.first:
+            return store.lines_between(self._connection, *key, first, last)
+        written = store.lines_between(self._connection, *key, first, unwritten.first - 1)
+        return written + unwritten.lines[max(0, first - unwritten.first) : last + 1 - unwritten.first]
+
+    def _apply_lines(
+        self,
+        cursor: Cursor,
+        first_seq: int,
+        lines: Sequence[bytes],
+        digest: bytes,
+        now: datetime,
+        quarantined: list[int],
+    ) -> Cursor:
+        dispenser_id, stream_no, stream_id = cursor.dispenser_id, cursor.stream_no, cursor.stream_id
+        if cursor.through_seq == 0:
+            self._gathered.begin(cursor, replaces=dispenser_id in self._newest, now=now)
+            self._newest[dispenser_id] = stream_id
+        last = Last(cursor.last_at, cursor.last_boot_id, cursor.last_mono_ms)
+        for seq, line in enumerate(lines, first_seq):
+            last = self._apply_line((dispenser_id, stream_no, seq), line, last, now, quarantined)
+        self.tally.facts += len(lines)
+        self._unwritten.setdefault((dispenser_id, stream_no), Lines(first_seq)).lines.extend(lines)
+        moved = Cursor(dispenser_id, stream_no, stream_id, first_seq + len(lines) - 1, digest, *last)
+        self._streams[dispenser_id, stream_id] = moved
+        self._gathered.moved[dispenser_id, stream_no] = moved, now
+        return moved
+
+    def _apply_line(
+        self, place: tuple[str, int, int], line: bytes, last: Last, now: datetime, quarantined: list[int]
+    ) -> Last:
+        try:
+            fact = decode_fact(line)
+        except SchemaError as error:
+            self._quarantine(place, line, str(error), last, now)
+            quarantined.append(place[2])
+            return last
+        at = corrected(fact, last, now)
+        self._gathered.facts.append(StoredFact(*place, line, fact.kind, wall(fact), at, now, None))
+        consequences(self._gathered.effects, place, fact, at, now)
+        return Last(at, fact.boot_id, fact.mono_ms)
+
+    def _quarantine(self, place: tuple[str, int, int], line: bytes, reason: str, last: Last, now: datetime) -> None:
+        self._gathered.facts.append(StoredFact(*place, line, None, None, last.at or now, now, reason))
+        detail = f"fact {place[2]}: {reason}"[:200]
+        self._gathered.faults.append(FaultChange(place[0], FACT_QUARANTINED, opened=True, at=now, detail=detail))
+        self.tally.quarantined += 1
+
+    def _fork(self, cursor: Cursor, first_seq: int, lines: tuple[bytes, ...], now: datetime) -> None:
+        self.tally.forks += 1
+        store.keep_forked(self._connection, cursor.dispenser_id, cursor.stream_no, first_seq, lines, now)
+        detail = f"fact {first_seq} of stream {cursor.stream_no} came with another history: a restored card?"
+        change = FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=now, detail=detail)
+        self._gathered.faults.append(change)
+        waits = outgoing.pending(self._connection, cursor.dispenser_id)
+        if not any(message.payload.get("kind") == "new_stream" for message in waits):
+            outgoing.order(self._connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=now)
 
 
 def apply(connection: Connection, received: Sequence[Received], now: datetime, epoch: int) -> tuple[list[Reply], Tally]:
-    """Apply messages in the order of their arrival; returns the replies that the commit makes true."""
-    work = Transaction(connection, now, epoch)
-    framed = [(message, batch) for message in received if (batch := _frame(message, work)) is not None]
-    known = store.lock(connection, {message.dispenser_id for message, _ in framed}) if framed else set()
-    for cursor in store.cursors(connection, sorted(known)) if known else []:
-        work.streams[cursor.dispenser_id, cursor.stream_id] = cursor
-        work.newest[cursor.dispenser_id] = cursor.stream_no
-    for message, batch in framed:
-        if message.dispenser_id in known:
-            _apply_batch(work, batch)
-        else:
-            _refuse(work, message, batch, f"dispenser_id {message.dispenser_id!r}: expected a registered dispenser")
-    _write(work)
-    return work.replies, work.tally
-
-
-def _frame(message: Received, work: Transaction) -> Batch | None:
-    try:
-        batch = decode_batch(message.payload)
-    except FramingError as error:
-        _dead(work, message, str(error))
-        _nack_unread(work, message, str(error))
-        return None
-    if batch.header.dispenser_id != message.dispenser_id:
-        _dead(work, message, f"dispenser_id {batch.header.dispenser_id!r} in header: expected that of the topic")
-        return None
-    return batch
-
-
-def _dead(work: Transaction, message: Received, reason: str) -> None:
-    work.dead.append((message.topic, message.payload[:65_536], reason))
-    work.tally.dead_letters += 1
-
-
-def _nack_unread(work: Transaction, message: Received, reason: str) -> None:
-    """Tell a machine that its batch could not be read, if it ever had a stream that the answer can name."""
-    cursors = store.cursors(work.connection, [message.dispenser_id])
-    if cursors:
-        _reply(work, cursors[-1], None, Nack, reason=reason[:200])
-
-
-def _refuse(work: Transaction, message: Received, batch: Batch, reason: str) -> None:
-    _dead(work, message, reason)
-    header = batch.header
-    digest = first_digest(header.dispenser_id, header.stream_id)
-    cursor = Cursor(header.dispenser_id, 0, header.stream_id, 0, digest)
-    _reply(work, cursor, header.sent_at_ms, Nack, reason=reason[:200])
-
-
-def _reply(
-    work: Transaction, cursor: Cursor, sent_at_ms: int | None, kind: Callable[..., AckMessage], **more: object
-) -> None:
-    message = kind(
-        server_epoch=work.epoch,
-        stream_id=cursor.stream_id,
-        through_seq=cursor.through_seq,
-        digest=cursor.digest.hex(),
-        server_at_ms=int(work.now.timestamp() * 1000),
-        sent_at_ms=sent_at_ms,
-        **more,
-    )
-    work.replies.append(Reply(cursor.dispenser_id, message))
-
-
-def _apply_batch(work: Transaction, batch: Batch) -> None:
-    header = batch.header
-    cursor = work.streams.get((header.dispenser_id, header.stream_id)) or _new_stream(work, batch)
-
-    def stored(first: int, last: int) -> list[bytes]:
-        pending = {f.seq: f.line for f in work.facts if (f.dispenser_id, f.stream_no) == key}
-        kept = store.lines_between(work.connection, *key, first, last)
-        return kept + [pending[seq] for seq in range(first + len(kept), last + 1)]
-
-    key = (cursor.dispenser_id, cursor.stream_no)
-    match judge(batch, cursor, stored):
-        case Applies(first_seq, lines, digests):
-            work.tally.duplicates += len(batch.lines) - len(lines)
-            quarantined: list[int] = []
-            for place, line in enumerate(lines):
-                cursor = _apply_line(work, cursor, first_seq + place, line, digests[place], quarantined)
-            if lines:
-                work.streams[header.dispenser_id, header.stream_id] = cursor
-                work.moved[header.dispenser_id, header.stream_id] = cursor
-            _reply(work, cursor, header.sent_at_ms, Ack, quarantined=quarantined)
-        case Beyond():
-            work.tally.gaps += 1
-            _reply(work, cursor, header.sent_at_ms, Gap)
-        case Misframed(reason):
-            _reply(work, cursor, header.sent_at_ms, Nack, reason=reason)
-        case Forked(first_seq, lines):
-            _fork(work, cursor, first_seq, lines)
-            _reply(work, cursor, header.sent_at_ms, Fork)
-
-
-def _new_stream(work: Transaction, batch: Batch) -> Cursor:
-    header = batch.header
-    dispenser_id = header.dispenser_id
-    number = work.newest.get(dispenser_id, 0) + 1
-    cursor = Cursor(dispenser_id, number, header.stream_id, 0, first_digest(dispenser_id, header.stream_id))
-    # A stream begins with its first fact; a batch beyond it is answered as a gap and leaves nothing behind.
-    if header.first_seq == 1:
-        work.newest[dispenser_id] = number
-        if number > 1:
-            work.replaced[dispenser_id] = header.stream_id
-    return cursor
-
-
-def _apply_line(
-    work: Transaction, cursor: Cursor, seq: int, line: bytes, digest: bytes, quarantined: list[int]
-) -> Cursor:
-    work.tally.facts += 1
-    moved = replace(cursor, through_seq=seq, digest=digest)
-    place = (cursor.dispenser_id, cursor.stream_no, seq)
-    try:
-        fact = decode_fact(line)
-    except SchemaError as error:
-        reason = str(error)
-        at = cursor.last_at or work.now
-        work.facts.append(StoredFact(*place, line, None, None, at, work.now, reason))
-        work.faults.append(
-            FaultChange(
-                cursor.dispenser_id, FACT_QUARANTINED, opened=True, at=work.now, detail=f"fact {seq}: {reason}"[:200]
-            )
-        )
-        work.tally.quarantined += 1
-        quarantined.append(seq)
-        return moved
-    at = corrected(fact, cursor, work.now)
-    work.facts.append(StoredFact(*place, line, fact.kind, wall(fact), at, work.now, None))
-    consequences(work.effects, cursor.dispenser_id, cursor.stream_no, seq, fact, at)
-    return replace(moved, last_at=at, last_boot_id=fact.boot_id, last_mono_ms=fact.mono_ms)
-
-
-def _fork(work: Transaction, cursor: Cursor, first_seq: int, lines: tuple[bytes, ...]) -> None:
-    work.tally.forks += 1
-    store.keep_forked(work.connection, cursor.dispenser_id, cursor.stream_no, first_seq, lines, work.now)
-    detail = f"fact {first_seq} of stream {cursor.stream_no} came with another history: a restored card?"
-    work.faults.append(FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=work.now, detail=detail))
-    waits = outgoing.pending(work.connection, cursor.dispenser_id)
-    if not any(message.payload.get("kind") == "new_stream" for message in waits):
-        outgoing.order(work.connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=work.now)
-
-
-def _write(work: Transaction) -> None:
-    """Write what was gathered. Facts come before the ledger: a slot that is folded again reads them."""
-    connection, now, effects = work.connection, work.now, work.effects
-    store.keep_dead_letters(connection, work.dead, now)
-    store.write_facts(connection, work.facts)
-    store.write_cursors(connection, list(work.moved.values()), now)
-    open_doors(connection, effects.doors_opened)
-    entries: dict[tuple[str, int], list[Anchored]] = defaultdict(list)
-    for key, entry in effects.entries:
-        entries[key].append(entry)
-    told = set()
-    for door in effects.doors_opened:
-        for key, bound in bind_waiting(connection, door.dispenser_id, door.session, door.stream_no, door.seq).items():
-            entries[key] += bound
-            told.add(door.dispenser_id)
-    for closing in effects.doors_closed:
-        close_door(connection, closing.dispenser_id, closing.stream_no, closing.seq, closing.session, closing.at)
-    findings = book_entries(connection, entries, now)
-    _answer(work)
-    for dispenser_id, stream_id in work.replaced.items():
-        told.add(dispenser_id)
-        outgoing_store.orders_unknown(connection, dispenser_id, stream_id, now)
-        for code in (STREAM_REPLACED, COUNT_DUE):
-            work.faults.append(FaultChange(dispenser_id, code, opened=True, at=now, detail="a new card or outbox"))
-    record(connection, [*work.faults, *effects.faults, *findings])
-    tell_books(connection, sorted(told), now)
-
-
-def _answer(work: Transaction) -> None:
-    for answer in work.effects.answers:
-        outgoing_store.answer(
-            work.connection,
-            answer.dispenser_id,
-            answer.channel,
-            answer.key,
-            answer.outcome,
-            answer.detail,
-            work.now,
-        )
+    """Take and write messages at once."""
+    transaction = Transaction(connection, epoch)
+    replies = transaction.take(received, now)
+    transaction.write(now)
+    return replies, transaction.tally

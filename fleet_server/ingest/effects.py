@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
 
+from fleet_server.devices.machines import Answer
 from fleet_server.faults.store import NO_SLOT, FaultChange
 from fleet_server.ledger.entries import anchored_fact
 from fleet_server.ledger.fold import Anchored
@@ -25,19 +26,6 @@ from protocol.messages import (
 )
 from protocol.topics import Channel
 
-DOOR_OPEN_UNAUTH = "DOOR_OPEN_UNAUTH"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A machine's answer to something that was sent to it."""
-
-    dispenser_id: str
-    channel: Channel
-    key: str
-    outcome: str
-    detail: str
-
 
 @dataclass
 class Consequences:
@@ -50,26 +38,29 @@ class Consequences:
     answers: list[Answer] = field(default_factory=list)
 
 
-def consequences(into: Consequences, dispenser_id: str, stream_no: int, seq: int, fact: Fact, at: datetime) -> None:
-    """Add what one fact means."""
+def consequences(
+    into: Consequences, place: tuple[str, int, int], fact: Fact, at: datetime, received_at: datetime
+) -> None:
+    """Add what the fact at `place` (dispenser_id, stream_no, seq) means."""
+    dispenser_id, stream_no, seq = place
     match fact:
         case Vend() | Count() | Refill() | StockLevel():
-            into.entries += anchored_fact(dispenser_id, stream_no, seq, fact, at)
+            into.entries += anchored_fact(dispenser_id, stream_no, seq, fact, at, received_at)
         case DoorOpened():
-            into.doors_opened.append(DoorOpening(dispenser_id, stream_no, seq, fact.session, at))
+            into.doors_opened.append(DoorOpening(dispenser_id, stream_no, seq, fact.session, at, received_at))
         case DoorClosed():
-            into.doors_closed.append(DoorOpening(dispenser_id, stream_no, seq, fact.session, at))
+            into.doors_closed.append(DoorOpening(dispenser_id, stream_no, seq, fact.session, at, received_at))
         case FaultRaised() | FaultCleared():
             opened = isinstance(fact, FaultRaised)
             slot = fact.slot or NO_SLOT
             into.faults.append(FaultChange(dispenser_id, fact.code, opened, at, slot, fact.detail, "machine"))
         case OrderResult():
-            answer = Answer(dispenser_id, Channel.ORDERS, fact.order_id, fact.outcome, fact.detail)
+            answer = Answer(dispenser_id, Channel.ORDERS, fact.order_id, fact.outcome, fact.detail, received_at)
             into.answers.append(answer)
         case ConfigApplied():
             channel = Channel.DESIRED if fact.what == "desired" else Channel.BOOKS
             outcome = "applied" if fact.applied else "refused"
-            into.answers.append(Answer(dispenser_id, channel, str(fact.version), outcome, fact.detail))
+            into.answers.append(Answer(dispenser_id, channel, str(fact.version), outcome, fact.detail, received_at))
         case Started() | ClockChanged():
             pass  # stored and shown; they change nothing of the server's
         case _:

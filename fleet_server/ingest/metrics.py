@@ -17,14 +17,11 @@ DEAD_LETTERS = Counter("fleet_ingest_dead_letters_total", "Messages that could n
 QUEUE = Gauge("fleet_ingest_queue_messages", "Messages that wait for the ingest worker")
 
 
-def count(tally: Tally | None, dead: int) -> None:
+def count(tally: Tally, dead: int) -> None:
     """Add what one transaction did."""
-    DEAD_LETTERS.inc(dead)
-    if tally is None:
-        return
     FACTS.inc(tally.facts)
     DUPLICATES.inc(tally.duplicates)
     GAPS.inc(tally.gaps)
     FORKS.inc(tally.forks)
     QUARANTINED.inc(tally.quarantined)
-    DEAD_LETTERS.inc(tally.dead_letters)
+    DEAD_LETTERS.inc(tally.dead_letters + dead)

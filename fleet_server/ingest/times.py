@@ -1,13 +1,20 @@
 """The corrected time of a fact: wall time is an attribute that a machine may have wrong; the order never depends on it. Pure."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
-from fleet_server.devices.machines import Cursor
 from protocol.messages import FactBase
 
 AHEAD_MAX: Final = timedelta(days=1)
 """A trusted clock may be ahead of ours by this: while history is played, ours follows in steps."""
+
+
+class Last(NamedTuple):
+    """The last fact of a stream that had a time: its corrected time, its boot, and its monotonic ms."""
+
+    at: datetime | None
+    boot_id: str | None
+    mono_ms: int | None
 
 
 def wall(fact: FactBase) -> datetime:
@@ -15,7 +22,7 @@ def wall(fact: FactBase) -> datetime:
     return datetime.fromtimestamp(fact.at_ms / 1000, UTC)
 
 
-def corrected(fact: FactBase, last: Cursor, received_at: datetime) -> datetime:
+def corrected(fact: FactBase, last: Last, received_at: datetime) -> datetime:
     """Return the best known time of a fact.
 
     A trusted wall time stands, unless it lies far ahead of the arrival: then it is no time to trust. Otherwise the time since the stream's last fact of the same boot counts, and without one
@@ -23,8 +30,8 @@ def corrected(fact: FactBase, last: Cursor, received_at: datetime) -> datetime:
     """
     if fact.clock_trusted and wall(fact) <= received_at + AHEAD_MAX:
         return wall(fact)
-    if last.last_at is None:
+    if last.at is None:
         return min(wall(fact), received_at)
-    if last.last_boot_id == fact.boot_id and last.last_mono_ms is not None:
-        return min(last.last_at + timedelta(milliseconds=fact.mono_ms - last.last_mono_ms), received_at)
-    return min(max(wall(fact), last.last_at), received_at)
+    if last.boot_id == fact.boot_id and last.mono_ms is not None:
+        return min(last.at + timedelta(milliseconds=fact.mono_ms - last.mono_ms), received_at)
+    return min(max(wall(fact), last.at), received_at)

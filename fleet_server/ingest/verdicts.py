@@ -64,6 +64,9 @@ def judge(batch: Batch, cursor: Cursor, stored: Callable[[int, int], list[bytes]
 def _disagreement(batch: Batch, cursor: Cursor, overlap: int, stored: Callable[[int, int], list[bytes]]) -> Stand:
     """Tell a fork from a chain that was computed wrongly: only the bytes can say."""
     first = batch.header.first_seq
+    if cursor.through_seq == 0:
+        # Nothing is stored that this could be another history of.
+        return Misframed(f"prev_digest {batch.header.prev_digest[:16]}...: expected the digest before fact 1")
     if overlap and list(batch.lines[:overlap]) == stored(first, cursor.through_seq):
         return Misframed(f"prev_digest {batch.header.prev_digest[:16]}...: expected the digest of fact {first - 1}")
     return Forked(first, batch.lines)

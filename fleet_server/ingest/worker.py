@@ -1,14 +1,17 @@
 """What ingest does with messages, whatever carries them: commit, answer, and compose what waits for machines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import datetime
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from fleet_server.clock import Clock
 from fleet_server.database import Connection, Database
 from fleet_server.devices import outgoing_store, store
+from fleet_server.devices.machines import Announcement
 from fleet_server.ingest import metrics
-from fleet_server.ingest.apply import Received, apply
+from fleet_server.ingest.apply import Received, Transaction
 from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
 from protocol.messages import Vitals
@@ -38,6 +41,73 @@ class Committed:
     news: bool
 
 
+class Work:
+    """One open transaction of ingest. However messages are cut into transactions, the results are the same.
+
+    It holds the lock of every machine it has heard of: whoever else moves their stock waits until it ends. After an exception
+    only `close` is left; what was taken comes again, because nobody was told otherwise.
+    """
+
+    def __init__(self, connection: Connection, now: Callable[[], datetime], epoch: int) -> None:
+        self._connection, self._now = connection, now
+        self._transaction = Transaction(connection, epoch)
+        self._announcements: list[Announcement] = []
+        self._readings: list[tuple[str, Vitals, datetime]] = []
+        self._dead: list[tuple[str, bytes, str, datetime]] = []
+        self._answers: list[Outbound] = []
+        self._heard_facts = False
+
+    def take(self, messages: Sequence[Message]) -> list[Outbound]:
+        """Apply messages in the order of their arrival, in memory; returns the answers that they have once `commit` returns.
+
+        Until then the answers are not true: nobody may hear them who would act on them after a crash.
+        """
+        now = self._now()
+        facts: list[Received] = []
+        for message in messages:
+            try:
+                where = parse(message.topic)
+                match where.channel:
+                    case Channel.FACTS:
+                        facts.append(Received(message.topic, where.dispenser_id, message.payload))
+                    case Channel.VITALS:
+                        self._readings.append((where.dispenser_id, decode_vitals(message.payload), now))
+                    case _:
+                        said = decode_status(message.payload)
+                        self._announcements.append(
+                            Announcement(where.dispenser_id, said.stream_id, said.session, said.online, now)
+                        )
+            except (CodecError, TopicError) as error:
+                self._dead.append((message.topic, message.payload, str(error), now))
+        self._heard_facts |= bool(facts)
+        replies = self._transaction.take(facts, now)
+        answers = [Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)) for reply in replies]
+        self._answers += answers
+        return answers
+
+    def commit(self) -> Committed:
+        """Write everything and commit; what `take` returned is now true, and returned once more."""
+        now = self._now()
+        store.keep_dead_letters(self._connection, self._dead)
+        store.record_vitals(self._connection, self._readings)
+        came_up = store.announce(self._connection, self._announcements) > 0
+        self._transaction.write(now)
+        self._connection.commit()
+        self.close()
+        metrics.count(self._transaction.tally, len(self._dead))
+        return Committed(self._answers, came_up or self._heard_facts)
+
+    def close(self) -> None:
+        """End the transaction; what is not committed never was."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
 class Worker:
     """Correct beside any number of others: the cursor row decides."""
 
@@ -45,45 +115,25 @@ class Worker:
         self._database, self._clock = database, clock
         self._epoch: int | None = None
 
+    def begin(self) -> Work:
+        """Open a transaction that may take messages many times before it commits; it is closed by a `with` block."""
+        if self._epoch is None:
+            with self._database.begin() as connection:
+                self._epoch = store.server_epoch(connection)
+        return Work(self._database.open(), self._clock.now, self._epoch)
+
     def commit(self, messages: Sequence[Message]) -> Committed:
         """Apply messages in one transaction, in the order of their arrival; the answers are true once this returns."""
-        now = self._clock.now()
-        facts: list[Received] = []
-        vitals: dict[str, Vitals] = {}
-        dead: list[tuple[str, bytes, str]] = []
-        came_up = False
-        with self._database.begin() as connection:
-            for message in messages:
-                try:
-                    where = parse(message.topic)
-                    match where.channel:
-                        case Channel.FACTS:
-                            facts.append(Received(message.topic, where.dispenser_id, message.payload))
-                        case Channel.VITALS:
-                            vitals[where.dispenser_id] = decode_vitals(message.payload)
-                        case _:
-                            status = decode_status(message.payload)
-                            came_up |= store.announce(connection, where.dispenser_id, status, now)
-                except (CodecError, TopicError) as error:
-                    dead.append((message.topic, message.payload, str(error)))
-            store.keep_dead_letters(connection, dead, now)
-            store.record_vitals(connection, vitals, now)
-            replies, tally = apply(connection, facts, now, self._read_epoch(connection)) if facts else ([], None)
-        metrics.count(tally, len(dead))
-        answers = [Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)) for reply in replies]
-        return Committed(answers, came_up or bool(facts))
-
-    def _read_epoch(self, connection: Connection) -> int:
-        if self._epoch is None:
-            self._epoch = store.server_epoch(connection)
-        return self._epoch
+        with self.begin() as work:
+            work.take(messages)
+            return work.commit()
 
     def bury(self, message: Message, error: Exception) -> None:
         """Keep a message that can never be applied, so that it stands in nobody's way."""
         metrics.DEAD_LETTERS.inc()
         with self._database.begin() as connection:
-            letter = (message.topic, message.payload, f"{type(error).__name__}: {error}"[:500])
-            store.keep_dead_letters(connection, [letter], self._clock.now())
+            letter = (message.topic, message.payload, f"{type(error).__name__}: {error}"[:500], self._clock.now())
+            store.keep_dead_letters(connection, [letter])
 
     def outbound(self, *, again: bool = False) -> list[Outbound]:
         """Return what waits for machines and mark it as sent; `again` also what was sent in a connection that is gone."""

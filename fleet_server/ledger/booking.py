@@ -65,7 +65,7 @@ def _fold(book: SlotBook, due: Iterable[Anchored], now: datetime, findings: list
         postings = book.apply(entry.entry)
         findings += _findings(book, before, entry, postings)
         for posting in postings:
-            movements.append(_movement(book, entry, posting, posted[entry.cause], now))
+            movements.append(_movement(book, entry, posting, posted[entry.cause], entry.received_at or now))
             posted[entry.cause] += 1
     return movements
 

@@ -74,20 +74,20 @@ def entry_of_operation(dispenser_id: str, payload: dict[str, Any]) -> Entry:
 
 
 def anchored_fact(
-    dispenser_id: str, stream_no: int, seq: int, fact: Fact, at: Any
+    dispenser_id: str, stream_no: int, seq: int, fact: Fact, at: Any, received_at: Any = None
 ) -> list[tuple[tuple[str, int], Anchored]]:
     """Return a fact's entries at their anchor, by (dispenser_id, slot)."""
     cause = f"fact:{dispenser_id}/{stream_no}/{seq}"
     actor = f"dispenser:{dispenser_id}"
     return [
-        ((dispenser_id, slot), Anchored(Anchor(stream_no, seq, 0), cause, entry, actor, at))
+        ((dispenser_id, slot), Anchored(Anchor(stream_no, seq, 0), cause, entry, actor, at, received_at))
         for slot, entry in entries_of_fact(dispenser_id, fact)
     ]
 
 
-def anchored_operation(row: Any, stream_no: int, seq: int) -> Anchored:
+def anchored_operation(row: Any, stream_no: int, seq: int, received_at: Any = None) -> Anchored:
     """Return a stored operation's entry, anchored at the door session that opened at `seq`."""
     entry = entry_of_operation(row["dispenser_id"], row["payload"])
     # Steps are counted from 1: step 0 is the door opening itself.
     anchor = Anchor(stream_no, seq, 1 + row["step"])
-    return Anchored(anchor, f"operation:{row['operation_id']}", entry, row["actor"], row["entered_at"])
+    return Anchored(anchor, f"operation:{row['operation_id']}", entry, row["actor"], row["entered_at"], received_at)

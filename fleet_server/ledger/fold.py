@@ -86,6 +86,7 @@ class Anchored:
     entry: Entry
     actor: str
     at: Any  # datetime; the fold never looks at it
+    received_at: Any = None  # when it is booked later than it came
 
 
 class Run(NamedTuple):

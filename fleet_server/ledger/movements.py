@@ -45,6 +45,7 @@ class DoorOpening:
     seq: int
     session: str
     at: datetime
+    received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

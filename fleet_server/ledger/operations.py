@@ -13,7 +13,7 @@ from fleet_server.ledger import store
 from fleet_server.ledger.booking import SlotKey, book_entries
 from fleet_server.ledger.entries import anchored_operation
 from fleet_server.ledger.fold import Anchored
-from fleet_server.ledger.movements import DoorSession, Verdict
+from fleet_server.ledger.movements import DoorOpening, DoorSession, Verdict
 from fleet_server.ledger.telling import tell_books
 
 WITHOUT_CODE_WITHIN = timedelta(hours=12)
@@ -114,12 +114,17 @@ def _session_of(connection: Connection, operation: SlotOperation) -> DoorSession
     return near[0] if len(near) == 1 else None
 
 
-def bind_waiting(
-    connection: Connection, dispenser_id: str, session: str, stream_no: int, seq: int
-) -> Mapping[SlotKey, list[Anchored]]:
-    """Bind the operations that waited for a door session which has now arrived; returns their entries, to be booked."""
+def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mapping[SlotKey, list[Anchored]]:
+    """Bind the operations that waited for door sessions which have now arrived; returns their entries, to be booked."""
+    first: dict[tuple[str, str], DoorOpening] = {}
+    for door in doors:
+        first.setdefault((door.dispenser_id, door.session), door)
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
-    for row in store.waiting_operations(connection, dispenser_id, session):
-        store.bind_operation(connection, row["operation_id"], stream_no, seq)
-        entries[dispenser_id, row["slot"]].append(anchored_operation(row, stream_no, seq))
+    bound: list[tuple[str, int, int]] = []
+    for row in store.waiting_operations(connection, first) if first else []:
+        door = first[row["dispenser_id"], row["session"]]
+        bound.append((row["operation_id"], door.stream_no, door.seq))
+        entry = anchored_operation(row, door.stream_no, door.seq, door.received_at)
+        entries[door.dispenser_id, row["slot"]].append(entry)
+    store.bind_operations(connection, bound)
     return entries

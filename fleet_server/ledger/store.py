@@ -312,19 +312,23 @@ def open_doors(connection: Connection, rows: Sequence[DoorOpening]) -> None:
     unnest_insert(connection, "door_sessions", columns, values, on_conflict="ON CONFLICT DO NOTHING")
 
 
-def close_door(connection: Connection, dispenser_id: str, stream_no: int, seq: int, session: str, at: datetime) -> None:
-    """Note the end of a door session."""
-    connection.execute(
-        update(door_sessions)
-        .where(
-            door_sessions.c.dispenser_id == dispenser_id,
-            door_sessions.c.stream_no == stream_no,
-            door_sessions.c.opened_seq < seq,
-            door_sessions.c.session == session,
-            door_sessions.c.closed_seq.is_(None),
-        )
-        .values(closed_seq=seq, closed_at=at)
-    )
+def close_doors(connection: Connection, rows: Sequence[DoorOpening]) -> None:
+    """Note the ends of door sessions: `seq` and `at` of each row are those of its end."""
+    if not rows:
+        return
+    # A session ends with the first of these that comes after its opening.
+    statement = """
+        UPDATE door_sessions AS d SET closed_seq = c.seq, closed_at = c.at
+        FROM (SELECT DISTINCT ON (o.dispenser_id, o.stream_no, o.opened_seq)
+                     o.dispenser_id, o.stream_no, o.opened_seq, c.seq, c.at
+              FROM unnest(%b::text[], %b::int[], %b::bigint[], %b::text[], %b::timestamptz[])
+                   AS c(dispenser_id, stream_no, seq, session, at)
+              JOIN door_sessions o USING (dispenser_id, stream_no, session)
+              WHERE o.opened_seq < c.seq AND o.closed_seq IS NULL
+              ORDER BY o.dispenser_id, o.stream_no, o.opened_seq, c.seq) AS c
+        WHERE d.dispenser_id = c.dispenser_id AND d.stream_no = c.stream_no AND d.opened_seq = c.opened_seq"""
+    values = [(r.dispenser_id, r.stream_no, r.seq, r.session, r.at) for r in rows]
+    connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*values, strict=True)))
 
 
 def door_sessions_of(
@@ -349,20 +353,19 @@ def write_operation(connection: Connection, row: Mapping[str, Any]) -> None:
     connection.execute(insert(operations).values(dict(row)))
 
 
-def bind_operation(connection: Connection, operation_id: str, stream_no: int, seq: int) -> None:
-    """Note the door session's place that an operation was booked at."""
-    connection.execute(
-        update(operations)
-        .where(operations.c.operation_id == operation_id)
-        .values(state="booked", stream_no=stream_no, seq=seq)
-    )
+def bind_operations(connection: Connection, rows: Sequence[tuple[str, int, int]]) -> None:
+    """Note the places of the door sessions that operations were booked at: (operation_id, stream_no, seq)."""
+    statement = """
+        UPDATE operations SET state = 'booked', stream_no = b.stream_no, seq = b.seq
+        FROM unnest(%b::text[], %b::int[], %b::bigint[]) AS b(id, stream_no, seq) WHERE operation_id = b.id"""
+    if rows:
+        connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True)))
 
 
-def waiting_operations(connection: Connection, dispenser_id: str, session: str) -> list[Any]:
-    """Return operations that wait for this door session, in the order of their steps."""
+def waiting_operations(connection: Connection, sessions: Iterable[tuple[str, str]]) -> list[Any]:
+    """Return operations that wait for one of these (dispenser_id, session), in the order of their steps."""
     query = select(operations).where(
-        operations.c.dispenser_id == dispenser_id,
-        operations.c.session == session,
+        tuple_(operations.c.dispenser_id, operations.c.session).in_(list(sessions)),
         operations.c.state == "waiting",
         operations.c.slot.is_not(None),
     )

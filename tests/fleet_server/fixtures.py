@@ -22,7 +22,14 @@ NOW = datetime.fromtimestamp(BASE_MS / 1000, UTC) + timedelta(days=2)
 def database(database_url: str) -> Iterator[Database]:
     """The schema of a new server, one dispenser HD-001 (and HD-002), lots L1 and L2, 500 packs each in the depot."""
     opened = Database(database_url)
-    with opened.begin() as connection:
+    plant(opened)
+    yield opened
+    opened.close()
+
+
+def plant(database: Database) -> None:
+    """Register what the tests speak of."""
+    with database.begin() as connection:
         product = fleet.Product("CONDOM-M", "避孕套", "Condom", "盒", "box", 10, 120, 60)
         fleet.add_products(connection, [product])
         for number in (1, 2):
@@ -37,8 +44,6 @@ def database(database_url: str) -> Iterator[Database]:
             lots.record_lot(connection, "CONDOM-M", lot, expires_on, NOW)
             line = depot.StockLine("CONDOM-M", lot, 500)
             depot.receive(connection, f"receipt-{lot}", "HUANGDAO", [line], "test", NOW)
-    yield opened
-    opened.close()
 
 
 def send(database: Database, machine: Machine, first: int = 1, last: int | None = None, **more: Any) -> list[Reply]:

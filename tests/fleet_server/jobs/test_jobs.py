@@ -10,12 +10,12 @@ from sqlalchemy import text
 
 from fleet_server.clock import LOCAL, ClockState, system_now
 from fleet_server.database import Connection, Database
+from fleet_server.devices.machines import Announcement
 from fleet_server.errors import ConflictError, ForbiddenError, InputError
 from fleet_server.faults.store import open_faults
 from fleet_server.jobs import clockwork, schedule, store, work
 from fleet_server.jobs.schedule import Job
 from fleet_server.planning import service as planning
-from protocol.messages import Status
 from tests.fleet_server.fixtures import NOW, send
 from tests.fleet_server.machine import Machine
 
@@ -142,9 +142,9 @@ def test_after_the_history_the_clock_runs_on_at_its_speed_and_survives_a_restart
 def announce(database: Database, *, online: bool, session: int = 1) -> None:
     from fleet_server.devices import store as devices
 
-    status = Status(stream_id="b" * 32, session=session, online=online, at_ms=int(NOW.timestamp() * 1000))
+    said = Announcement("HD-001", "b" * 32, session, online, NOW)
     with database.begin() as connection:
-        devices.announce(connection, "HD-001", status, NOW)
+        devices.announce(connection, [said])
 
 
 def codes(database: Database) -> set[str]:
