@@ -99,6 +99,27 @@ class OpenFault:
     opened_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class PastFault(OpenFault):
+    """A fault, whether it has ended or not."""
+
+    id: int
+    cleared_at: datetime | None
+
+
+def list_faults(
+    connection: Connection, *, code: str | None = None, dispenser_id: str | None = None, before: int | None, limit: int
+) -> list[PastFault]:
+    """Return faults, newest first: the open ones and those that have ended."""
+    query = select(*(faults.c[name] for name in PastFault.__dataclass_fields__)).order_by(faults.c.id.desc())
+    for column, value in ((faults.c.code, code), (faults.c.dispenser_id, dispenser_id)):
+        if value is not None:
+            query = query.where(column == value)
+    if before is not None:
+        query = query.where(faults.c.id < before)
+    return [PastFault(**row) for row in connection.execute(query.limit(limit)).mappings()]
+
+
 def open_faults(connection: Connection, dispenser_ids: Sequence[str] | None = None) -> list[OpenFault]:
     """Return open faults, oldest first."""
     query = select(*(faults.c[name] for name in OpenFault.__dataclass_fields__)).where(faults.c.cleared_at.is_(None))

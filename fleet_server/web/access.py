@@ -28,6 +28,8 @@ ACCESS: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("POST", "/api/v1/depot/receipts"): frozenset({D, A}),
     ("GET", "/api/v1/lots"): STAFF,
     ("POST", "/api/v1/lots"): frozenset({D, A}),
+    ("POST", "/api/v1/lots/block"): DESK,
+    ("GET", "/api/v1/faults"): DESK,
     ("GET", "/api/v1/plans"): DESK,
     ("POST", "/api/v1/plans"): frozenset({D, A}),
     ("GET", "/api/v1/plans/{plan_id}"): DESK,

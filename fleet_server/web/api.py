@@ -78,6 +78,18 @@ def dispenser_facts(
     return m.FactList(items=views.facts(connection, dispenser_id, before, limit))
 
 
+@router.get("/faults", tags=["faults"])
+def faults(
+    connection: Transaction,
+    code: str | None = None,
+    dispenser_id: str | None = None,
+    before: int | None = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+) -> m.PastFaultList:
+    """Page through faults, open and ended, newest first: pass the id of the last one to go on."""
+    return m.PastFaultList(items=views.past_faults(connection, code, dispenser_id, before, limit))
+
+
 @router.get("/stock", tags=["stock"])
 def stock(
     connection: Transaction,
@@ -131,7 +143,9 @@ def receive(body: m.Receipt, person: SignedIn, connection: Transaction, now: Now
 def list_lots(connection: Transaction) -> m.LotList:
     """List all lots."""
     rows = lots.list_lots(connection)
-    return m.LotList(items=[m.LotItem(product=r.product, lot=r.lot, expires_on=r.expires_on) for r in rows])
+    return m.LotList(
+        items=[m.LotState(product=r.product, lot=r.lot, expires_on=r.expires_on, blocked=r.blocked) for r in rows]
+    )
 
 
 @router.post("/lots", tags=["lots"])
@@ -140,6 +154,14 @@ def record_lot(body: m.LotItem, connection: Transaction, now: Now) -> m.Done:
     verdict = _record_lot(connection, body, now)
     tell_desired(connection, None, now)
     return m.Done(verdict=verdict)
+
+
+@router.post("/lots/block", tags=["lots"])
+def block_lot(body: m.LotBlock, connection: Transaction, now: Now) -> m.Done:
+    """Block a lot for a reason such as a recall: no machine that knows gives any of it. Without a reason it is freed."""
+    lots.block_lot(connection, body.product, body.lot, body.reason)
+    tell_desired(connection, None, now)
+    return m.Done()
 
 
 def _record_lot(connection: Any, item: m.LotItem, now: Any) -> Verdict:

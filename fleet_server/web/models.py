@@ -89,6 +89,16 @@ class FaultItem(Model):
     opened_at: datetime
 
 
+class PastFaultItem(FaultItem):
+    id: int
+    dispenser_id: str
+    cleared_at: datetime | None
+
+
+class PastFaultList(Model):
+    items: list[PastFaultItem]
+
+
 class DispenserDetail(DispenserItem):
     latitude: float
     longitude: float
@@ -161,8 +171,18 @@ class LotItem(Model):
     expires_on: date
 
 
+class LotState(LotItem):
+    blocked: str | None
+
+
 class LotList(Model):
-    items: list[LotItem]
+    items: list[LotState]
+
+
+class LotBlock(Model):
+    product: ProductCode
+    lot: LotCode
+    reason: Annotated[str | None, Field(min_length=1, max_length=200, description="null frees it again")]
 
 
 class ReceiptLine(LotItem):

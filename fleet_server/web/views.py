@@ -1,12 +1,13 @@
 """What both the API and the pages show, gathered from the features."""
 
 import json
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from fleet_server.database import Connection
 from fleet_server.devices import fleet
-from fleet_server.faults.store import open_faults
+from fleet_server.faults.store import list_faults, open_faults
 from fleet_server.ledger import reading
 from fleet_server.web import models as m
 
@@ -79,6 +80,14 @@ def detail(connection: Connection, dispenser_id: str, now: datetime) -> m.Dispen
         vitals=fleet.latest_vitals(connection).get(dispenser_id, {}),
         door_open=reading.door_state(connection, dispenser_id).open,
     )
+
+
+def past_faults(
+    connection: Connection, code: str | None, dispenser_id: str | None, before: int | None, limit: int
+) -> list[m.PastFaultItem]:
+    """Return faults, newest first, whether they have ended or not."""
+    found = list_faults(connection, code=code, dispenser_id=dispenser_id, before=before, limit=limit)
+    return [m.PastFaultItem(**asdict(fault) | {"slot": fault.slot or None}) for fault in found]
 
 
 def facts(connection: Connection, dispenser_id: str, before: tuple[int, int] | None, limit: int) -> list[m.FactItem]:

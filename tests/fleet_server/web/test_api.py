@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from fleet_server.ledger.audit import audit
-from protocol.messages import DoorClosed, DoorOpened
+from protocol.messages import DoorClosed, DoorOpened, FaultCleared, FaultRaised
 from tests.fleet_server.fixtures import NOW, send
 from tests.fleet_server.machine import Machine
 from tests.fleet_server.web.orders import released_order
@@ -89,6 +89,46 @@ def test_a_lot_keeps_the_expiry_it_was_registered_with(site: Site) -> None:
         "/api/v1/lots", json={"product": "CONDOM-M", "lot": "L1", "expires_on": "2031-01-01"}
     )
     assert (answer.status_code, answer.json()["field"]) == (409, "expires_on")
+
+
+def test_a_recalled_lot_is_blocked_with_its_reason_told_to_machines_and_freed_again(site: Site) -> None:
+    client = site.api("supervisor")
+    lot = {"product": "CONDOM-M", "lot": "L1"}
+
+    def told() -> list[bool]:
+        with site.database.begin() as connection:
+            query = text(
+                "SELECT payload FROM outgoing WHERE dispenser_id = 'HD-001' AND channel = 'desired' ORDER BY key::int"
+            )
+            payloads = connection.execute(query).scalars().all()
+        return [next(lot["blocked"] for lot in payload["lots"] if lot["lot"] == "L1") for payload in payloads]
+
+    assert client.post("/api/v1/lots/block", json=lot | {"reason": "recalled by the maker"}).status_code == 200
+    listed = {item["lot"]: item["blocked"] for item in client.get("/api/v1/lots").json()["items"]}
+    assert listed == {"L1": "recalled by the maker", "L2": None}
+    assert told()[-1] is True
+    assert client.post("/api/v1/lots/block", json=lot | {"reason": None}).status_code == 200
+    assert told()[-1] is False
+    unknown = client.post("/api/v1/lots/block", json={"product": "CONDOM-M", "lot": "L9", "reason": "recall"})
+    assert (unknown.status_code, unknown.json()["field"]) == (404, "lot")
+    nothing = client.post("/api/v1/lots/block", json=lot | {"reason": ""})
+    assert (nothing.status_code, nothing.json()["field"]) == (422, "reason")
+
+
+def test_faults_are_paged_with_those_that_have_ended(site: Site) -> None:
+    machine = Machine()
+    for slot in (1, 2):
+        machine.tell(FaultRaised(**machine.when(), code="SLOT_JAM", slot=slot))
+    machine.tell(FaultCleared(**machine.when(), code="SLOT_JAM", slot=1))
+    machine.tell(FaultRaised(**machine.when(), code="VMC_OFFLINE"))
+    send(site.database, machine)
+    client = site.api("supervisor")
+    first = client.get("/api/v1/faults", params={"limit": 2}).json()["items"]
+    rest = client.get("/api/v1/faults", params={"limit": 2, "before": first[-1]["id"]}).json()["items"]
+    told = [(fault["code"], fault["slot"], fault["cleared_at"] is not None) for fault in first + rest]
+    assert told == [("VMC_OFFLINE", None, False), ("SLOT_JAM", 2, False), ("SLOT_JAM", 1, True)]
+    of_code = client.get("/api/v1/faults", params={"code": "SLOT_JAM", "dispenser_id": "HD-001"}).json()["items"]
+    assert [fault["slot"] for fault in of_code] == [2, 1]
 
 
 @pytest.mark.parametrize(
