@@ -33,6 +33,10 @@ CREATE TABLE IF NOT EXISTS orders (order_id TEXT PRIMARY KEY, kind TEXT NOT NULL
 """
 
 
+BEGINS: Final = {"acked_through": 0, "books_version": 0, "given_up_through": 0}
+"""What is known of a stream that begins."""
+
+
 class OutboxError(RuntimeError):
     """The outbox cannot be read or written: nothing may be vended."""
 
@@ -115,10 +119,12 @@ class Outbox:
 
     def _check_chain(self) -> None:
         """Compute the chain of all facts again: one flipped byte shows."""
-        self.last_seq, self.last_digest = 0, first_digest(self.dispenser_id, self.stream_id)
+        self.last_seq = int(self.meta.get("given_up_through", 0))
+        given_up = self.meta.get("given_up_digest") if self.last_seq else None
+        self.last_digest = bytes.fromhex(given_up) if given_up else first_digest(self.dispenser_id, self.stream_id)
         first = self._db.execute("SELECT seq, line, digest FROM facts ORDER BY seq")
         for seq, line, digest in first:
-            if self.last_seq == 0 and seq > 1:  # older ones were acknowledged and pruned
+            if self.last_seq == 0 and seq > 1:  # given up by a version that kept no digest of it
                 self.last_seq, self.last_digest = seq, digest
                 continue
             if seq != self.last_seq + 1 or next_digest(self.last_digest, line) != digest:
@@ -169,6 +175,8 @@ class Outbox:
             return self.last_digest
         if seq == 0:
             return first_digest(self.dispenser_id, self.stream_id)
+        if seq == self.meta.get("given_up_through"):
+            return bytes.fromhex(self.meta["given_up_digest"])
         row = self._db.execute("SELECT digest FROM facts WHERE seq = ?", (seq,)).fetchone()
         if row is None:
             raise OutboxError(f"fact {seq}: not kept any more")
@@ -189,6 +197,11 @@ class Outbox:
         """Return the first fact that is kept; one past the last when none is."""
         row = self._db.execute("SELECT min(seq) FROM facts").fetchone()
         return self.last_seq + 1 if row[0] is None else int(row[0])
+
+    def first_to_send(self) -> int:
+        """Return the first fact that can still be sent: its bytes are kept, and so is the digest before it."""
+        oldest = self.oldest_kept()
+        return oldest if oldest == int(self.meta.get("given_up_through", 0)) + 1 else oldest + 1
 
     def order(self, order_id: str) -> tuple[str, str | None, str] | None:
         """Return (kind, outcome or None while it runs, detail) of an order that was begun."""
@@ -264,9 +277,24 @@ class Outbox:
         self.record(meta={"acked_through": through_seq, "epoch": epoch})
         if at_ms - self.recorded_at_ms > DAY_MS:
             self.recorded_at_ms = at_ms
-            oldest = at_ms - KEPT_FACT_DAYS * DAY_MS
             with suppress(sqlite3.Error):
-                self._db.execute("DELETE FROM facts WHERE seq < ? AND at_ms < ?", (through_seq, oldest))
+                self._give_up(through_seq, at_ms - KEPT_FACT_DAYS * DAY_MS)
+
+    def _give_up(self, through_seq: int, oldest_ms: int) -> None:
+        """Give up what lies before the first fact that is still to be kept, whatever a wrong clock says of those behind it.
+
+        The digest of the last one given up is kept: the chain goes on from it.
+        """
+        query = "SELECT min(seq) FROM facts WHERE seq >= ? OR at_ms >= ?"
+        (first,) = self._db.execute(query, (through_seq, oldest_ms)).fetchone()
+        last = self._db.execute("SELECT seq, digest FROM facts WHERE seq = ?", ((first or 0) - 1,)).fetchone()
+        if last is None:
+            return
+        given_up = {"given_up_through": last[0], "given_up_digest": last[1].hex()}
+        with self._transaction():
+            self._db.execute("DELETE FROM facts WHERE seq < ?", (first,))
+            self._put_meta(given_up)
+        self.meta.update(given_up)
 
     def begin_stream(self) -> None:
         """Begin a new stream; the facts of the former one are kept aside."""
@@ -277,10 +305,10 @@ class Outbox:
                     "INSERT OR REPLACE INTO former_facts SELECT ?, seq, line FROM facts", (self.stream_id,)
                 )
                 self._db.execute("DELETE FROM facts")
-                self._put_meta({"stream_id": stream_id, "acked_through": 0, "books_version": 0})
+                self._put_meta(BEGINS | {"stream_id": stream_id})
         except (sqlite3.Error, OSError) as error:
             raise OutboxError(f"outbox: {error}") from error
-        self.meta.update({"stream_id": stream_id, "acked_through": 0, "books_version": 0})
+        self.meta.update(BEGINS | {"stream_id": stream_id})
         self.last_seq, self.last_digest = 0, first_digest(self.dispenser_id, stream_id)
 
     def close(self) -> None:

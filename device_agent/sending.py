@@ -35,6 +35,8 @@ class Sender:
         self._in_flight: deque[InFlight] = deque()
         self._up = False
         self._next_seq = 1
+        # The first fact that is still kept, where the server asks for an older one.
+        self._oldest_seq: int | None = None
         self._facts_max = BATCH_FACTS_MAX
         self._timeout_ms = self._first_timeout_ms
         self._heard_ms = 0
@@ -65,7 +67,8 @@ class Sender:
     def _rewind(self) -> None:
         self._in_flight.clear()
         self._resent_from = None
-        self._next_seq = self._outbox.acked_through + 1
+        asked, kept = self._outbox.acked_through + 1, self._outbox.first_to_send()
+        self._next_seq, self._oldest_seq = max(asked, kept), kept if kept > asked else None
 
     def pump(self, at: Moment) -> list[Effect]:
         """Send what the window has room for."""
@@ -86,6 +89,7 @@ class Sender:
                 first_seq=self._next_seq,
                 prev_digest=self._outbox.digest(self._next_seq - 1).hex(),
                 sent_at_ms=at.wall_ms,
+                oldest=True if self._next_seq == self._oldest_seq else None,
             )
             last = self._next_seq + len(lines) - 1
             self._in_flight.append(InFlight(self._next_seq, last, at.mono_ms))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from protocol.messages import AckMessage, BatchHeader, Books, Desired, Fact, Order, Status, Vitals
 from protocol.versions import BATCH_BYTES_MAX, BATCH_FACTS_MAX, FACT_BYTES_MAX, MESSAGE_BYTES_MAX
 
-HEADER_BYTES_MAX: Final = 288
+HEADER_BYTES_MAX: Final = 304
 """Above the longest header of version 1: every id and number at its longest."""
 
 M = TypeVar("M", bound=BaseModel)

@@ -262,6 +262,10 @@ class BatchHeader(Message):
     first_seq: FactSeq
     prev_digest: Digest
     sent_at_ms: Milliseconds
+    oldest: Literal[True] | None = Field(
+        default=None,
+        description="the server asked for older facts, and the dispenser keeps none before first_seq any more",
+    )
 
 
 # ---------------------------------------------------------------- other messages of a dispenser

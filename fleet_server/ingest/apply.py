@@ -1,22 +1,24 @@
 """What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fleet_server.database import Connection
-from fleet_server.devices import outgoing, store
+from fleet_server.devices import gap_store, outgoing, store
 from fleet_server.devices.machines import Cursor, StoredFact
 from fleet_server.faults.store import FaultChange
 from fleet_server.ingest.effects import consequences
 from fleet_server.ingest.times import Last, corrected, wall
 from fleet_server.ingest.verdicts import Applies, Beyond, Forked, Misframed, judge
 from fleet_server.ingest.writing import Gathered, write
+from fleet_server.ledger.booking import COUNT_DUE
 from protocol.codec import Batch, FramingError, SchemaError, decode_batch, decode_fact, first_digest
 from protocol.messages import Ack, AckMessage, Fork, Gap, Nack
 
 FACT_QUARANTINED = "FACT_QUARANTINED"
 STREAM_FORKED = "STREAM_FORKED"
+STREAM_GAP = "STREAM_GAP"
 NEW_STREAM_LIVES_S = 86_400
 
 
@@ -133,21 +135,14 @@ class Transaction:
     def _reply(
         self, cursor: Cursor, sent_at_ms: int | None, now: datetime, kind: Callable[..., AckMessage], **more: object
     ) -> Reply:
-        message = kind(
-            server_epoch=self._epoch,
-            stream_id=cursor.stream_id,
-            through_seq=cursor.through_seq,
-            digest=cursor.digest.hex(),
-            server_at_ms=int(now.timestamp() * 1000),
-            sent_at_ms=sent_at_ms,
-            **more,
-        )
-        return Reply(cursor.dispenser_id, message)
+        return _reply(cursor, self._epoch, sent_at_ms, now, kind, **more)
 
     def _apply_batch(self, batch: Batch, now: datetime) -> Reply:
         header = batch.header
         cursor = self._streams.get((header.dispenser_id, header.stream_id)) or self._new_stream(batch)
         key = (cursor.dispenser_id, cursor.stream_no)
+        if header.oldest and header.first_seq > cursor.through_seq + 1:
+            cursor = self._go_on_after_gap(cursor, batch, now)
         match judge(batch, cursor, lambda first, last: self._stored(key, first, last)):
             case Applies(first_seq, lines, digests):
                 self.tally.duplicates += len(batch.lines) - len(lines)
@@ -160,6 +155,9 @@ class Transaction:
                 return self._reply(cursor, header.sent_at_ms, now, Gap)
             case Misframed(reason):
                 return self._reply(cursor, header.sent_at_ms, now, Nack, reason=reason)
+            case Forked(first_seq, lines) if self._is_in_gap(key, first_seq, len(lines)):
+                # It lay with a broker since before the gap: an old repeat, which nothing here can be compared with.
+                return self._reply(cursor, header.sent_at_ms, now, Ack)
             case Forked(first_seq, lines):
                 self._fork(cursor, first_seq, lines, now)
                 return self._reply(cursor, header.sent_at_ms, now, Fork)
@@ -171,6 +169,35 @@ class Transaction:
         number = self._streams[header.dispenser_id, newest].stream_no + 1 if newest else 1
         digest = first_digest(header.dispenser_id, header.stream_id)
         return Cursor(header.dispenser_id, number, header.stream_id, 0, digest)
+
+    def _begin(self, cursor: Cursor, now: datetime) -> None:
+        self._gathered.begin(cursor, replaces=cursor.dispenser_id in self._newest, now=now)
+        self._newest[cursor.dispenser_id] = cursor.stream_id
+
+    def _go_on_after_gap(self, cursor: Cursor, batch: Batch, now: datetime) -> Cursor:
+        """Take the machine's word that it keeps nothing older: without it the stream would stand still for ever.
+
+        What lies between is lost, and never in silence: the gap is kept, a fault opens, and a count is due.
+        """
+        # Lines that are not yet written have no holes.
+        self.write(now)
+        if cursor.through_seq == 0:
+            self._begin(cursor, now)
+        first, last, digest = (
+            cursor.through_seq + 1,
+            batch.header.first_seq - 1,
+            bytes.fromhex(batch.header.prev_digest),
+        )
+        place = (cursor.dispenser_id, cursor.stream_no)
+        gap_store.keep_gap(self._connection, gap_store.StreamGap(*place, first, last, digest, now))
+        detail = f"facts {first} to {last} of stream {cursor.stream_no} are neither here nor on the machine any more"
+        for code in (STREAM_GAP, COUNT_DUE):
+            change = FaultChange(cursor.dispenser_id, code, opened=True, at=now, detail=detail)
+            self._gathered.faults.append(change)
+        return replace(cursor, through_seq=last, digest=digest)
+
+    def _is_in_gap(self, key: tuple[str, int], first: int, lines: int) -> bool:
+        return gap_store.is_in_gap(self._connection, *key, first, first + lines - 1)
 
     def _stored(self, key: tuple[str, int], first: int, last: int) -> list[bytes]:
         """Return lines of a stream, those that are not yet written included."""
@@ -191,8 +218,7 @@ class Transaction:
     ) -> Cursor:
         dispenser_id, stream_no, stream_id = cursor.dispenser_id, cursor.stream_no, cursor.stream_id
         if cursor.through_seq == 0:
-            self._gathered.begin(cursor, replaces=dispenser_id in self._newest, now=now)
-            self._newest[dispenser_id] = stream_id
+            self._begin(cursor, now)
         last = Last(cursor.last_at, cursor.last_boot_id, cursor.last_mono_ms)
         for seq, line in enumerate(lines, first_seq):
             last = self._apply_line((dispenser_id, stream_no, seq), line, last, now, quarantined)
@@ -232,6 +258,28 @@ class Transaction:
         waits = outgoing.pending(self._connection, cursor.dispenser_id)
         if not any(message.payload.get("kind") == "new_stream" for message in waits):
             outgoing.order(self._connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=now)
+
+
+def stand(connection: Connection, dispenser_id: str, stream_id: str, now: datetime, epoch: int) -> Reply:
+    """Say where this server stands in a machine's stream, unasked: in a new epoch that makes the machine send again."""
+    known = {cursor.stream_id: cursor for cursor in store.cursors(connection, [dispenser_id])}
+    cursor = known.get(stream_id) or Cursor(dispenser_id, 0, stream_id, 0, first_digest(dispenser_id, stream_id))
+    return _reply(cursor, epoch, None, now, Ack)
+
+
+def _reply(
+    cursor: Cursor, epoch: int, sent_at_ms: int | None, now: datetime, kind: Callable[..., AckMessage], **more: object
+) -> Reply:
+    message = kind(
+        server_epoch=epoch,
+        stream_id=cursor.stream_id,
+        through_seq=cursor.through_seq,
+        digest=cursor.digest.hex(),
+        server_at_ms=int(now.timestamp() * 1000),
+        sent_at_ms=sent_at_ms,
+        **more,
+    )
+    return Reply(cursor.dispenser_id, message)
 
 
 def apply(connection: Connection, received: Sequence[Received], now: datetime, epoch: int) -> tuple[list[Reply], Tally]:

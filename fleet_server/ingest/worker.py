@@ -11,7 +11,7 @@ from fleet_server.database import Connection, Database
 from fleet_server.devices import outgoing_store, store
 from fleet_server.devices.machines import Announcement
 from fleet_server.ingest import metrics
-from fleet_server.ingest.apply import Received, Transaction
+from fleet_server.ingest.apply import Received, Transaction, stand
 from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
 from protocol.messages import Vitals
@@ -49,7 +49,7 @@ class Work:
     """
 
     def __init__(self, connection: Connection, now: Callable[[], datetime], epoch: int) -> None:
-        self._connection, self._now = connection, now
+        self._connection, self._now, self._epoch = connection, now, epoch
         self._transaction = Transaction(connection, epoch)
         self._announcements: list[Announcement] = []
         self._readings: list[tuple[str, Vitals, datetime]] = []
@@ -92,10 +92,20 @@ class Work:
         store.record_vitals(self._connection, self._readings)
         came_up = store.announce(self._connection, self._announcements) > 0
         self._transaction.write(now)
+        self._say_where_we_stand(now)
         self._connection.commit()
         self.close()
         metrics.count(self._transaction.tally, len(self._dead))
         return Committed(self._answers, came_up or self._heard_facts)
+
+    def _say_where_we_stand(self, now: datetime) -> None:
+        """Tell machines that announced themselves: one with nothing to send would learn at its next fact only that it is to send again."""
+        if self._epoch == 1:
+            return
+        for said in self._announcements:
+            if said.online:
+                reply = stand(self._connection, said.dispenser_id, said.stream_id, now, self._epoch)
+                self._answers.append(Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)))
 
     def close(self) -> None:
         """End the transaction; what is not committed never was."""

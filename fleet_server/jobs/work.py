@@ -19,7 +19,7 @@ OFFLINE_AFTER: Final = timedelta(minutes=30)
 KEPT: Final = timedelta(days=400)
 SESSIONS_KEPT: Final = timedelta(days=1)
 COUNT_EVERY: Final = timedelta(days=COUNT_EVERY_DAYS)
-SETTLED_BY_COUNT: Final = (COUNT_DUE, "STREAM_REPLACED")
+SETTLED_BY_COUNT: Final = (COUNT_DUE, "STREAM_REPLACED", "STREAM_GAP")
 """Faults of a whole machine that end when all its slots have been counted; those of one slot end with its count."""
 
 

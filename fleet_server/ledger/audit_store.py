@@ -57,14 +57,20 @@ def books(connection: Connection) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def broken_streams(connection: Connection) -> list[tuple[str, int, int, int]]:
-    """Return streams whose stored facts are not 1 to the cursor: (dispenser, stream_no, through_seq, facts stored)."""
+    """Return streams whose facts, stored or known to be lost, are not 1 to the cursor: (dispenser, stream_no, through_seq, facts)."""
     query = text("""
-        SELECT s.dispenser_id, s.stream_no, s.through_seq, count(f.seq) AS stored
-        FROM streams s LEFT JOIN facts f ON f.dispenser_id = s.dispenser_id AND f.stream_no = s.stream_no
+        SELECT s.dispenser_id, s.stream_no, s.through_seq, sum(p.facts) AS known
+        FROM streams s LEFT JOIN (
+            SELECT dispenser_id, stream_no, count(*) AS facts, min(seq) AS first, max(seq) AS last FROM facts GROUP BY 1, 2
+            UNION ALL SELECT dispenser_id, stream_no, last_seq - first_seq + 1, first_seq, last_seq FROM stream_gaps
+        ) AS p ON p.dispenser_id = s.dispenser_id AND p.stream_no = s.stream_no
         GROUP BY s.dispenser_id, s.stream_no, s.through_seq
-        HAVING count(f.seq) <> s.through_seq OR coalesce(min(f.seq), 1) <> 1 OR coalesce(max(f.seq), 0) <> s.through_seq
+        HAVING coalesce(sum(p.facts), 0) <> s.through_seq OR coalesce(min(p.first), 1) <> 1
+            OR coalesce(max(p.last), 0) <> s.through_seq
         ORDER BY 1, 2""")
-    return [(row.dispenser_id, row.stream_no, row.through_seq, row.stored) for row in connection.execute(query)]
+    return [
+        (row.dispenser_id, row.stream_no, row.through_seq, int(row.known or 0)) for row in connection.execute(query)
+    ]
 
 
 def count(connection: Connection, table: str) -> int:

@@ -20,7 +20,7 @@ REPAIRABLE: Final = frozenset(
     {
         "SLOT_JAM", "SLOT_HELIX", "SLOT_MOTOR_ABSENT", "DROP_SENSOR_BLOCKED", "DOOR_OPEN_UNAUTH", "DOOR_LEFT_OPEN",
         "DOOR_SWITCH_FAULT", "LOCK_FAULT", "READER_FAULT", "VMC_OFFLINE", "SIM_FAULT", "TEMP_SENSOR_FAULT",
-        "VANDALISM", "THEFT", "BOOK_BELOW_ZERO", "STREAM_REPLACED",
+        "VANDALISM", "THEFT", "BOOK_BELOW_ZERO", "STREAM_REPLACED", "STREAM_GAP",
     }
 )  # fmt: skip
 """What a person at the machine can put right."""

@@ -46,6 +46,7 @@ FAULTS = {
     "STOCK_CLAIM_DIFFERS": N_("machine and book differ"),
     "STREAM_REPLACED": N_("new memory card"),
     "STREAM_FORKED": N_("restored memory card"),
+    "STREAM_GAP": N_("reports lost for good"),
     "FACT_QUARANTINED": N_("unreadable report"),
     "STORAGE_FULL": N_("local storage full"),
     "VMC_OFFLINE": N_("controller not answering"),

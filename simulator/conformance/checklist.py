@@ -38,6 +38,7 @@ RULES: Final[dict[str, tuple[str, str]]] = {
     ),
     "WATCHDOG": ("60 s of sending without an answer make a new session", "no facts to withhold"),
     "EPOCH": ("a lower cursor counts with a higher epoch only; a lower epoch never", "no fact could be called for"),
+    "OLDEST": ("where older facts are asked for than it keeps, it says which is the oldest", "no fact was given up"),
     "OTHER-STREAM": ("an answer for another stream changes nothing", "GO-BACK must work to see it"),
     "WILL": ("the end of a connection is told by its last will, retained, as is its beginning", BY_RESTART),
     "SESSION": ("session numbers grow", f"no session began: {BY_RESTART}, or WATCHDOG"),

@@ -32,8 +32,9 @@ def test_a_batch_stays_below_its_limit_with_its_header(bench: Bench) -> None:
     assert len(sent) > 1
     assert max(map(len, sent)) <= BATCH_BYTES_MAX
     longest = BatchHeader(
-        dispenser_id="A" * 32, stream_id="0" * 32, first_seq=STREAM_SEQ_MAX, prev_digest="0" * 64, sent_at_ms=2**53
-    )
+        dispenser_id="A" * 32, stream_id="0" * 32, first_seq=STREAM_SEQ_MAX, prev_digest="0" * 64, sent_at_ms=2**53,
+        oldest=True,
+    )  # fmt: skip
     assert len(longest.model_dump_json()) < HEADER_BYTES_MAX
 
 

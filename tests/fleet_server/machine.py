@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from protocol.codec import encode_batch, encode_fact, first_digest, next_digest
 from protocol.messages import BatchHeader, DoorClosed, DoorOpened, Fact, Outcome, Vend
@@ -44,12 +44,13 @@ class Machine:
         self.tell(DoorOpened(**self.when(), session=session, authorised=True))
         return self.tell(DoorClosed(**self.when(), session=session, open_ms=60_000))
 
-    def batch(self, first: int = 1, last: int | None = None) -> bytes:
+    def batch(self, first: int = 1, last: int | None = None, *, oldest: Literal[True] | None = None) -> bytes:
         header = BatchHeader(
             dispenser_id=self.dispenser_id,
             stream_id=self.stream_id,
             first_seq=first,
             prev_digest=self.digests[first - 1].hex(),
             sent_at_ms=BASE_MS,
+            oldest=oldest,
         )
         return encode_batch(header, self.lines[first - 1 : last])

@@ -5,14 +5,14 @@ from pathlib import Path
 from fleet_server.clock import FixedClock, system_now
 from fleet_server.database import Database
 from fleet_server.devices import outgoing
+from fleet_server.devices.machines import Announcement
 from fleet_server.devices.store import announce, server_epoch
 from fleet_server.ingest.worker import Worker
 from fleet_server.ledger.telling import tell_books, tell_desired
 from fleet_server.planning import service as planning
-from protocol.messages import Status
 from protocol.topics import Channel
 from tests.fleet_server.fixtures import NOW, send
-from tests.fleet_server.machine import BASE_MS, Machine
+from tests.fleet_server.machine import Machine
 from tests.fleet_server.recovery.databases import backed_up, put_back, table
 from tests.fleet_server.test_command_line import run
 
@@ -46,13 +46,13 @@ def test_two_restores_of_one_backup_begin_two_epochs_and_the_later_is_the_higher
 def test_an_unanswered_order_is_unknown_and_never_sent_again(database: Database, tmp_path: Path) -> None:
     machine = Machine().vend()
     send(database, machine)
-    status = Status(stream_id=machine.stream_id, session=3, online=True, at_ms=BASE_MS)
+    status = Announcement("HD-001", machine.stream_id, 3, online=True, received_at=NOW)
     with database.begin() as connection:
-        announce(connection, "HD-001", status, NOW)
+        announce(connection, [status])
         order_id = outgoing.order(connection, "HD-001", "test_vend", slot=1, lives_s=86_400, now=NOW)
     put_back(database, backed_up(database, tmp_path))
     with database.begin() as connection:
-        announce(connection, "HD-001", status, NOW)
+        announce(connection, [status])
         assert outgoing.order_state(connection, order_id).answer == "unknown"
     sent = Worker(database, FixedClock(NOW)).outbound(again=True)
     assert {message.topic.rsplit("/", 1)[1] for message in sent} == {"desired"}
@@ -95,7 +95,7 @@ def test_nobody_is_online_or_signed_in_until_they_say_so(database: Database, tmp
     machine = Machine().vend()
     send(database, machine)
     with database.begin() as connection:
-        announce(connection, "HD-001", Status(stream_id=machine.stream_id, session=1, online=True, at_ms=1), NOW)
+        announce(connection, [Announcement("HD-001", machine.stream_id, 1, online=True, received_at=NOW)])
     put_back(database, backed_up(database, tmp_path))
     assert table(database, "SELECT * FROM presence UNION SELECT NULL, NULL, 0, NULL, seen_at FROM sessions") == []
 
