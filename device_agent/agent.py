@@ -10,7 +10,9 @@ from device_agent.config import ConfigMixin
 from device_agent.dispensing import DispensingMixin
 from device_agent.doors import DoorMixin
 from device_agent.effects import Display, Effect, Publish, Show, SlotShown
-from device_agent.machine import Change, State, after
+from device_agent.faults import OWN_TEST, TEST_AGAIN_MS
+from device_agent.machine import Change as Step
+from device_agent.machine import State, after
 from device_agent.moment import Moment
 from device_agent.ordering import OrdersMixin
 from device_agent.outbox import Outbox, OutboxError, SlotBook
@@ -18,14 +20,13 @@ from device_agent.quota import Quota
 from device_agent.sending import Sender
 from device_agent.settings import AgentSettings
 from device_agent.vending import Plan, refusal_of_stock
+from device_agent.watch import Change, Watch
 from protocol.codec import CodecError, decode_ack, encode
 from protocol.messages import (
     Board,
     ClockChanged,
     Count,
     Desired,
-    FaultCleared,
-    FaultRaised,
     LotPacks,
     Refill,
     SlotClaim,
@@ -69,6 +70,8 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._stock_jitter_ms = randomness.randrange(0, 3_600_000)
         self._vend_due_ms: int | None = None
         self._storage_due_ms: int | None = None
+        self._test_due_ms: int | None = None
+        self.watch = Watch(self.has_fault)
 
     # ------------------------------------------------------------ time
 
@@ -104,14 +107,16 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
             outbox.record(meta={"board_sequence": last_board_sequence or 0})
         self._keep(self.started(at, "new_stream" if outbox.last_seq == 0 else "start", life_count))
         self._finish_interrupted_orders(at)
+        if self.has_fault("VMC_OFFLINE"):
+            self._test_due_ms = at.mono_ms + TEST_AGAIN_MS
         effects: list[Effect] = []
         if self.state is State.OUT_OF_SERVICE:
             return effects
         if outbox.intents:
-            self.state = after(self.state, Change.VEND_BEGAN)
+            self.state = after(self.state, Step.VEND_BEGAN)
             effects += self._ask_about(outbox.intents[0], life_count, at)
         else:
-            self.state = after(self.state, Change.RECOVERED)
+            self.state = after(self.state, Step.RECOVERED)
         if door_open:
             effects += self._door_opened(at, life_count)
         elif outbox.meta.get("door_session"):
@@ -154,14 +159,17 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
             case ev.ServiceKeyTurned(on):
                 self._key_on = on
                 return []
-            case ev.BoardFault(code, slot, detail):
-                self._keep(FaultRaised(**self._when(at), code=code, slot=slot, detail=detail))
-                return []
-            case ev.BoardFaultEnded(code, slot):
-                self._keep(FaultCleared(**self._when(at), code=code, slot=slot))
-                return []
+            case ev.BoardFault():
+                return self._board_fault(event, at)
+            case ev.BoardFaultEnded():
+                return self._board_fault_ended(event, at)
             case ev.SensorRead():
-                self._readings = event
+                return self._sensors_read(event, at)
+            case ev.InputsRead():
+                self.note(self.watch.inputs(event, at.mono_ms), at)
+                return []
+            case ev.ReaderAnswered(status):
+                self.note(self.watch.reader_answered(status), at)
                 return []
             case ev.LinkUp():
                 return self._link_came_up(at)
@@ -171,6 +179,9 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
                 return []
             case ev.MessageArrived(channel, payload):
                 return self._message(channel, payload, at)
+            case ev.OrderDone(order_id, ok) if order_id == OWN_TEST:
+                self._controller_tested(at, ok=ok)
+                return []
             case ev.OrderDone(order_id, ok, detail):
                 return self.order_done(order_id, ok=ok, detail=detail, at=at)
             case ev.LocalCount() | ev.LocalRefill():
@@ -187,6 +198,10 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
                 effects += self._try_storage(at)
             if self._vend_due_ms is not None and at.mono_ms >= self._vend_due_ms:
                 effects += self._vend_overdue(at)
+            if self.watch.due_ms is not None and at.mono_ms >= self.watch.due_ms:
+                self.note(self.watch.look(at.mono_ms), at)
+            if self._test_due_ms is not None and at.mono_ms >= self._test_due_ms:
+                effects += self._test_controller(at)
             if at.mono_ms >= self._vitals_due_ms:
                 effects += self._vitals(at)
             if at.wall_ms >= self._stock_due(at):
@@ -200,6 +215,7 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         offset = self._offset_ms or 0
         stock_ms = None if self._stock_due_wall_ms is None else self._stock_due_wall_ms - offset
         due = [self.sender.wakes_at_ms(), self._vitals_due_ms, stock_ms, self._vend_due_ms, self._storage_due_ms]
+        due += [self.watch.due_ms, self._test_due_ms]
         return min(ms for ms in due if ms is not None)
 
     # ------------------------------------------------------------ storage
@@ -211,26 +227,24 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         except OutboxError:
             if self.state is not State.OUT_OF_SERVICE:
                 self.outbox.give_up_reserve()
-                self.state = after(self.state, Change.STORAGE_FAILED)
+                self.state = after(self.state, Step.STORAGE_FAILED)
             raise
 
     def _storage_failed(self, at: Moment) -> list[Effect]:
         """Nothing can be committed, so nothing is vended: better no pack than one that nobody counts."""
         if self.state is not State.OUT_OF_SERVICE:
-            self.state = after(self.state, Change.STORAGE_FAILED)
+            self.state = after(self.state, Step.STORAGE_FAILED)
         self._storage_due_ms = at.mono_ms + STORAGE_RETRY_MS
         return [Show(self.display())]
 
     def _try_storage(self, at: Moment) -> list[Effect]:
-        self._keep(
-            FaultRaised(**self._when(at), code="STORAGE_FULL", detail="out of service until it could write again")
-        )
-        self._keep(FaultCleared(**self._when(at), code="STORAGE_FULL"))
+        detail = "out of service until it could write again"
+        self.note([Change("STORAGE_FULL", raised=True, detail=detail), Change("STORAGE_FULL", raised=False)], at)
         self._storage_due_ms = None
-        self.state = after(self.state, Change.STORAGE_BACK)
+        self.state = after(self.state, Step.STORAGE_BACK)
         effects: list[Effect] = []
         if self.outbox.intents:
-            self.state = after(self.state, Change.VEND_BEGAN)
+            self.state = after(self.state, Step.VEND_BEGAN)
             effects += self._ask_about(self.outbox.intents[0], None, at)
         if self._door_open:
             self._door_open = False
@@ -304,7 +318,9 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         }
         try:
             if channel is Channel.ACK:
-                return self.sender.answered(decode_ack(payload), at)
+                answer = decode_ack(payload)
+                self._compare_clock(answer, at)
+                return self.sender.answered(answer, at)
             return arms[channel](payload, at) if channel in arms else []
         except CodecError:
             return []

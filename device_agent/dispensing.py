@@ -5,18 +5,17 @@ from typing import Any, Final
 
 from device_agent import events as ev
 from device_agent.effects import AskBoard, Effect, RunMotor, Show
-from device_agent.machine import Change, State, after
+from device_agent.faults import SLOT_CODES, TEST_AGAIN_MS, FaultsMixin
+from device_agent.machine import Change as Step
+from device_agent.machine import State, after
 from device_agent.moment import Moment
 from device_agent.outbox import Intent
-from device_agent.ports import AgentParts
 from device_agent.quota import Quota
-from device_agent.settings import AgentSettings
 from device_agent.vending import MEANING, is_open, refusal_of_lot, refusal_of_stock
+from device_agent.watch import Change
 from protocol.messages import (
     TAKES_A_PACK,
     Board,
-    FaultCleared,
-    FaultRaised,
     Limits,
     Outcome,
     Refusal,
@@ -27,10 +26,9 @@ BOARD_SEQUENCE_MAX: Final = 65_535
 NO_LIMITS: Final = Limits()
 
 
-class DispensingMixin(AgentParts):
+class DispensingMixin(FaultsMixin):
     """The part of the agent that gives out packs."""
 
-    settings: AgentSettings
     _board: Board
     _quota: Quota
     _key_on: bool
@@ -63,7 +61,7 @@ class DispensingMixin(AgentParts):
         sequence = int(self.outbox.meta["board_sequence"]) % BOARD_SEQUENCE_MAX + 1
         intent = Intent(sequence, slot, product, self.book(slot).front(), test, order_id, None)
         self._keep(begin=intent, meta={"board_sequence": sequence} | self._trusted(at))
-        self.state = after(self.state, Change.VEND_BEGAN)
+        self.state = after(self.state, Step.VEND_BEGAN)
         self._vend_due_ms = at.mono_ms + self.settings.vend_timeout_s * 1000
         return [RunMotor(slot, sequence)]
 
@@ -88,6 +86,8 @@ class DispensingMixin(AgentParts):
             return refusal_of_lot(self.plan, plan, self.book(slot), self._today(at))
         if not is_open(self.plan, self._local(at).hour):
             return Refusal.CLOSED
+        if self.has_fault("VMC_OFFLINE") or self.has_fault("DROP_SENSOR_BLOCKED"):
+            return Refusal.FAULT
         refusal = refusal_of_stock(self.plan, plan, self.book(slot), self._today(at))
         if refusal is None and not self._quota.allows(slot, self._limits(), at.mono_ms):
             return Refusal.LIMIT
@@ -135,33 +135,42 @@ class DispensingMixin(AgentParts):
                 order_id=intent.order_id,
             )
         ]
-        if fault is not None and book.blocked_by != fault:
-            facts.append(FaultRaised(**self._when(at), code=fault, slot=intent.slot))
+        found, meta = self._faults_of(intent.slot, fault, at, delivered=outcome is Outcome.DELIVERED)
+        if fault is not None and fault in SLOT_CODES:
             after_book.blocked_by = fault
-        elif outcome is Outcome.DELIVERED and self._jammed().get(str(intent.slot)):
-            facts.append(FaultCleared(**self._when(at), code=self._jammed()[str(intent.slot)], slot=intent.slot))
-        faulty = self._jammed() | ({str(intent.slot): fault} if fault else {})
-        if outcome is Outcome.DELIVERED:
-            faulty.pop(str(intent.slot), None)
         self._keep(
-            *facts,
-            slots={intent.slot: after_book},
-            end=intent.board_sequence,
-            meta={"faulty": faulty, **self._trusted(at)},
+            *facts, *found, slots={intent.slot: after_book}, end=intent.board_sequence, meta=meta | self._trusted(at)
         )
         if outcome in TAKES_A_PACK:
             self._quota.gave(intent.slot, at.mono_ms)
         self._vend_due_ms = None
         if self.state in {State.VENDING, State.VENDING_DOOR_OPEN}:
-            self.state = after(self.state, Change.VEND_ENDED)
+            self.state = after(self.state, Step.VEND_ENDED)
         effects: list[Effect] = [Show(self.display(message=f"vend:{outcome}"))]
         if intent.order_id is not None:
             effects += self.order_done(intent.order_id, ok=outcome is Outcome.DELIVERED, detail=str(outcome), at=at)
         return effects
 
-    def _jammed(self) -> dict[str, str]:
-        """Slots whose fault has been raised and not cleared, by slot."""
-        return dict(self.outbox.meta.get("faulty", {}))
+    def _faults_of(
+        self, slot: int, fault: str | None, at: Moment, *, delivered: bool
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """What a vend says of its slot and of the drop sensor.
+
+        The first vend after a visit is the test of what was done there: a coil that jams then was not seated.
+        """
+        untested = self.outbox.meta.get("untested", [])
+        meta = {"untested": [other for other in untested if other != slot]} if slot in untested else {}
+        if delivered:
+            facts, open_faults = self.fault_facts(
+                at, cleared=[*((code, slot) for code in SLOT_CODES), ("DROP_SENSOR_BLOCKED", None)]
+            )
+            return facts, meta | open_faults
+        if fault is None:
+            return [], meta
+        if fault == "SLOT_JAM" and (self.has_fault("SLOT_HELIX", slot) or (meta and not self.has_fault(fault, slot))):
+            fault = "SLOT_HELIX"
+        facts, open_faults = self.fault_facts(at, [(fault, slot if fault in SLOT_CODES else None, "")])
+        return facts, meta | open_faults
 
     def _ask_about(self, intent: Intent, life_count: int | None, at: Moment) -> list[Effect]:
         """What became of a vend whose result is not kept? The board knows, or its counter, or nobody does."""
@@ -184,5 +193,6 @@ class DispensingMixin(AgentParts):
         if self._board.runs_sequence_once and asked != intent.board_sequence:
             self._keep(meta={"asked": intent.board_sequence})
             return self._ask_about(intent, None, at)
-        self._keep(FaultRaised(**self._when(at), code="VMC_OFFLINE", detail="no result of a vend"))
+        self.note([Change("VMC_OFFLINE", raised=True, detail="no result of a vend")], at)
+        self._test_due_ms = at.mono_ms + TEST_AGAIN_MS
         return self._vend_ended(ev.VendEnded(intent.board_sequence, ev.BoardResult.UNKNOWN), at)

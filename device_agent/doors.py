@@ -1,20 +1,21 @@
 """Door sessions: while the door is open the machine serves nobody, and everything done has one place in the stream."""
 
 import random
-from typing import Any, Final
+from typing import Final
 
 from device_agent.effects import Effect, Show
-from device_agent.machine import Change, State, after
+from device_agent.faults import FaultsMixin
+from device_agent.machine import Change as Step
+from device_agent.machine import State, after
 from device_agent.moment import Moment
 from device_agent.outbox import SlotBook
-from device_agent.ports import AgentParts
-from protocol.messages import DoorClosed, DoorOpened, FaultCleared, FaultRaised
+from protocol.messages import DoorClosed, DoorOpened
 
 AUTHORISED_MS: Final = 120_000
 """An unlock order authorises a door that opens this soon after it."""
 
 
-class DoorMixin(AgentParts):
+class DoorMixin(FaultsMixin):
     """The part of the agent that watches the door."""
 
     _randomness: random.Random
@@ -34,20 +35,20 @@ class DoorMixin(AgentParts):
         session = self.outbox.meta.get("door_session")
         if not session:
             session = f"{self._randomness.randrange(1_000_000):06d}"
-            facts: list[Any] = [
-                DoorOpened(
-                    **self._when(at),
-                    session=session,
-                    authorised=authorised,
-                    order_id=self._unlock_order if recently else None,
-                    life_count=life_count,
-                )
-            ]
-            if not authorised:
-                facts.append(FaultRaised(**self._when(at), code="DOOR_OPEN_UNAUTH"))
+            raised = [] if authorised else [("DOOR_OPEN_UNAUTH", None, "")]
+            facts, faults = self.fault_facts(at, raised)
+            opened = DoorOpened(
+                **self._when(at),
+                session=session,
+                authorised=authorised,
+                order_id=self._unlock_order if recently else None,
+                life_count=life_count,
+            )
             meta = {"door_session": session, "door_opened_ms": at.wall_ms, "door_unauthorised": not authorised}
-            self._keep(*facts, meta=meta)
-        self.state = after(self.state, Change.DOOR_OPENED)
+            self._keep(opened, *facts, meta=meta | faults)
+        in_visit = not self.outbox.meta.get("door_unauthorised")
+        self.note(self.watch.door(at.mono_ms, is_open=True, in_visit=in_visit), at)
+        self.state = after(self.state, Step.DOOR_OPENED)
         return [Show(self.display())]
 
     def _door_closed(self, at: Moment, life_count: int | None) -> list[Effect]:
@@ -57,7 +58,7 @@ class DoorMixin(AgentParts):
         if self.state is State.OUT_OF_SERVICE:
             return []
         self._close_session(at, life_count)
-        self.state = after(self.state, Change.DOOR_CLOSED)
+        self.state = after(self.state, Step.DOOR_CLOSED)
         return [Show(self.display())]
 
     def _close_session(self, at: Moment, life_count: int | None) -> None:
@@ -67,8 +68,20 @@ class DoorMixin(AgentParts):
         if not session:
             return
         open_ms = max(0, at.wall_ms - int(meta.get("door_opened_ms", at.wall_ms)))
-        facts: list[Any] = [DoorClosed(**self._when(at), session=session, open_ms=open_ms, life_count=life_count)]
-        if meta.get("door_unauthorised"):
-            facts.append(FaultCleared(**self._when(at), code="DOOR_OPEN_UNAUTH"))
+        closed = DoorClosed(**self._when(at), session=session, open_ms=open_ms, life_count=life_count)
+        facts, faults = self.fault_facts(
+            at, cleared=self._ended_by_a_visit(unauthorised=bool(meta.get("door_unauthorised")))
+        )
         slots = {slot: SlotBook(list(self.book(slot).queue), None, try_once=True) for slot in self.plan.slots}
-        self._keep(*facts, slots=slots, meta={"door_session": None, "door_unauthorised": False})
+        session_over = {"door_session": None, "door_unauthorised": False, "untested": sorted(slots)}
+        self._keep(closed, *facts, slots=slots, meta=session_over | faults)
+        self.note(self.watch.door(at.mono_ms, is_open=False, in_visit=False), at)
+
+    def _ended_by_a_visit(self, *, unauthorised: bool) -> list[tuple[str, int | None]]:
+        """What somebody with the right to be here has seen and put right."""
+        if unauthorised:
+            return []
+        over = ["DOOR_OPEN_UNAUTH"]
+        over += [] if self.watch.tampered else ["VANDALISM"]
+        over += [] if self.watch.curtain_is_blocked else ["DROP_SENSOR_BLOCKED"]
+        return [(code, None) for code in over]

@@ -88,13 +88,36 @@ class BoardFaultEnded:
 
 @dataclass(frozen=True, slots=True)
 class SensorRead:
-    """Readings for the next vitals; None where there is no sensor."""
+    """Readings for the watch and the next vitals; None where there is no sensor.
+
+    `climate_failed`: the sensor was asked and gave nothing that a sensor can mean. `registration` is the modem's answer to
+    AT+CREG?, `storage_pct` how full the card is.
+    """
 
     temperature_c: float | None = None
     humidity_pct: float | None = None
     signal_dbm: int | None = None
     supply_mv: int | None = None
     battery_mv: int | None = None
+    registration: int | None = None
+    storage_pct: int | None = None
+    climate_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InputsRead:
+    """The cabinet's inputs, all of them, at the start and whenever one has changed."""
+
+    mains: bool = True
+    tampered: bool = False
+    curtain_clear: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderAnswered:
+    """The card or code reader's answer to its self test; None: it did not answer."""
+
+    status: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +175,8 @@ Event = (
     | BoardFault
     | BoardFaultEnded
     | SensorRead
+    | InputsRead
+    | ReaderAnswered
     | LinkUp
     | LinkDown
     | MessageArrived

@@ -5,13 +5,12 @@ from typing import Any, assert_never
 from device_agent.effects import ClearJam as AskClearJam
 from device_agent.effects import Effect, PulseLock, Restart
 from device_agent.effects import SelfTest as AskSelfTest
+from device_agent.faults import SLOT_CODES, FaultsMixin
 from device_agent.moment import Moment
 from device_agent.outbox import SlotBook
-from device_agent.ports import AgentParts
 from protocol.codec import decode_order
 from protocol.messages import (
     ClearJam,
-    FaultCleared,
     NewStream,
     Order,
     OrderOutcome,
@@ -23,7 +22,7 @@ from protocol.messages import (
 )
 
 
-class OrdersMixin(AgentParts):
+class OrdersMixin(FaultsMixin):
     """The part of the agent that takes orders."""
 
     _unlocked_ms: int | None
@@ -58,6 +57,7 @@ class OrdersMixin(AgentParts):
             case Unlock():
                 self._unlocked_ms, self._unlock_order = at.mono_ms, order.order_id
                 self._answer(order.order_id, order.kind, OrderOutcome.DONE, "lock pulsed", at)
+                self.note(self.watch.lock_pulsed(at.mono_ms), at)
                 return [PulseLock()]
             case TestVend():
                 return self._choose(order.slot, at, order_id=order.order_id)
@@ -71,6 +71,7 @@ class OrdersMixin(AgentParts):
                 self.outbox.begin_stream()
                 self.sender.stream_began()
                 self._keep(self.started(at, "new_stream"))
+                self.tell_open_faults(at)
                 self._answer(order.order_id, order.kind, OrderOutcome.DONE, "a new stream began", at)
                 return []
             case _:
@@ -88,11 +89,9 @@ class OrdersMixin(AgentParts):
         return []
 
     def _unblock(self, slot: int, at: Moment) -> None:
-        faulty: dict[str, str] = dict(self.outbox.meta.get("faulty", {}))
-        code = faulty.pop(str(slot), None)
-        facts = [FaultCleared(**self._when(at), code=code, slot=slot)] if code else []
+        facts, meta = self.fault_facts(at, cleared=[(code, slot) for code in SLOT_CODES])
         book = self.book(slot)
-        self._keep(*facts, slots={slot: SlotBook(list(book.queue), None, book.try_once)}, meta={"faulty": faulty})
+        self._keep(*facts, slots={slot: SlotBook(list(book.queue), None, book.try_once)}, meta=meta)
 
     def _answer(self, order_id: str, kind: str, outcome: OrderOutcome, detail: str, at: Moment) -> None:
         fact = OrderResult(**self._when(at), order_id=order_id, outcome=outcome, detail=detail[:200])

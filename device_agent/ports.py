@@ -1,5 +1,6 @@
 """What the parts of the agent share."""
 
+from collections.abc import Iterable
 from datetime import date, datetime
 from typing import Any
 
@@ -8,12 +9,14 @@ from device_agent.machine import State
 from device_agent.moment import Moment
 from device_agent.outbox import Outbox, SlotBook
 from device_agent.sending import Sender
+from device_agent.settings import AgentSettings
 from device_agent.vending import Plan
 
 
 class AgentParts:
     """The members of the agent that its parts use; the agent itself fills them."""
 
+    settings: AgentSettings
     outbox: Outbox
     sender: Sender
     plan: Plan
@@ -30,6 +33,19 @@ class AgentParts:
         raise NotImplementedError
 
     def _today(self, at: Moment) -> date:
+        raise NotImplementedError
+
+    def has_fault(self, code: str, slot: int | None = None) -> bool:
+        """Tell whether a fault has been raised and not cleared."""
+        raise NotImplementedError
+
+    def fault_facts(
+        self,
+        at: Moment,
+        raised: Iterable[tuple[str, int | None, str]] = (),
+        cleared: Iterable[tuple[str, int | None]] = (),
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The facts of faults that begin and end, and the memory to be kept with them."""
         raise NotImplementedError
 
     def order_done(self, order_id: str, *, ok: bool, detail: str, at: Moment) -> list[Effect]:

@@ -17,6 +17,8 @@ class AgentSettings:
     stock_level_hour: int = 2
     utc_offset_min: int = DISTRICT_UTC_OFFSET_MIN
     vend_timeout_s: int = 30
+    pending_facts_max: int = 20_000
+    """Unacknowledged facts for which the card has room; nothing is dropped beyond, but STORAGE_FULL is told long before."""
     ack_timeout_s: int = 10
     silence_s_max: int = 50
     """Sending without any acknowledgement for this long means that the connection is not one."""

@@ -16,11 +16,11 @@ from device_agent.events import (
     BoardResult,
     DoorChanged,
     Event,
+    InputsRead,
     SensorRead,
     ServiceKeyTurned,
     VendEnded,
 )
-from device_agent.hal.conditions import Condition
 from device_agent.hal.modbus_frames import Function, Request, bits, read, registers, write_coil, write_registers
 from device_agent.hal.modbus_line import ModbusLine, Question
 from device_agent.hal.options import Options
@@ -42,9 +42,6 @@ SENSOR_EVERY_S: Final = 30.0
 ABSENT_S: Final = 0.5
 """So long, and twice at least, the board must not know a sequence id before it is said never to have run."""
 CLEAR_S: Final = 1.0
-LOCK_PATIENCE_S: Final = 120.0
-BATTERY_LOW_MV: Final = 11_000
-BATTERY_GOOD_MV: Final = 12_400
 
 
 class Do(IntEnum):
@@ -129,12 +126,9 @@ class ModbusBoard:
         self._inputs: list[bool] | None = None
         self._vend: _Vend | None = None
         self._heard_s = time.monotonic()
-        self._offline_told = self._tamper_told = self._lock_told = False
-        self._pulsed_s: float | None = None
+        self._offline_told = False
+        self._cabinet: InputsRead | None = None
         self._read_at_s = -math.inf
-        self._power = Condition("POWER_LOSS", 2.0, 2.0)
-        self._curtain = Condition("DROP_SENSOR_BLOCKED", 10.0, 1.0)
-        self._battery = Condition("BATTERY_LOW", 0.0, 600.0)
 
     def _sensor_of(self, options: Options) -> tuple[ModbusLine, Xymd02 | None]:
         slave = options.whole("sensor_slave", 0, 0, 247)
@@ -207,7 +201,6 @@ class ModbusBoard:
 
     def pulse_lock(self) -> None:
         self._exchange(write_coil(self._slave, LOCK, on=True))
-        self._pulsed_s = time.monotonic()
 
     def clear_jam(self, slot: int) -> bool:
         if not 1 <= slot <= SLOTS:
@@ -313,9 +306,6 @@ class ModbusBoard:
     def _state_arrived(self, data: bytes) -> None:
         self._state = state = State.of(data)
         now_s = time.monotonic()
-        low, good = state.battery_mv < BATTERY_LOW_MV, state.battery_mv > BATTERY_GOOD_MV
-        if state.battery_mv:
-            self._events += self._battery.see(True if low else False if good else None, now_s, f"{state.battery_mv} mV")
         if now_s - self._read_at_s >= SENSOR_EVERY_S:
             self._read_at_s = now_s
             found = self._sensor.reading if self._sensor is not None else state.climate
@@ -343,30 +333,19 @@ class ModbusBoard:
     def _inputs_arrived(self, data: bytes) -> None:
         before, self._inputs = self._inputs, bits(data, INPUTS)
         closed, _, mains, tamper, curtain_clear, key = self._inputs
-        now_s = time.monotonic()
         if before is not None and before[0] != closed:
             self._events.append(DoorChanged(open=not closed, life_count=self.life_count()))
-        if not closed:
-            self._pulsed_s = None
-            if self._lock_told:
-                self._lock_told = False
-                self._events.append(BoardFaultEnded("LOCK_FAULT"))
         if key != (before is not None and before[5]):
             self._events.append(ServiceKeyTurned(on=key))
-        self._events += self._power.see(not mains, now_s)
-        self._events += self._curtain.see(not curtain_clear, now_s)
-        if tamper and not self._tamper_told:
-            # Ended by a visit, not by silence: told once in the life of this process.
-            self._tamper_told = True
-            self._events.append(BoardFault("VANDALISM", None, "tamper or shock input"))
+        cabinet = InputsRead(mains, tamper, curtain_clear)
+        if cabinet != self._cabinet:
+            self._cabinet = cabinet
+            self._events.append(cabinet)
 
     def _watch(self, now_s: float) -> None:
         vend = self._vend
         if vend is not None and now_s - vend.began_s > self._vend_s_max:
             self._end_vend(VendEnded(vend.sequence, BoardResult.UNKNOWN))
-        if self._pulsed_s is not None and now_s - self._pulsed_s > LOCK_PATIENCE_S and not self._lock_told:
-            self._lock_told, self._pulsed_s = True, None
-            self._events.append(BoardFault("LOCK_FAULT", None, "unlocked, and the door did not move"))
 
 
 def open_board(config: dict[str, Any]) -> ModbusBoard:

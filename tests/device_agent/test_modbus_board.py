@@ -17,13 +17,13 @@ from device_agent.events import (
     BoardFaultEnded,
     BoardResult,
     DoorChanged,
+    InputsRead,
     SensorRead,
     ServiceKeyTurned,
     SlotChosen,
     VendEnded,
 )
 from device_agent.hal import modbus_frames as modbus
-from device_agent.hal.conditions import Condition
 from device_agent.hal.modbus_board import open_board as open_hdb1
 from device_agent.hal.modbus_frames import Function, RefusedError
 from device_agent.hal.modbus_line import ModbusLine
@@ -166,7 +166,7 @@ def test_every_result_of_the_board_is_told_as_what_it_is(tmp_path: Path) -> None
 
 def test_the_cabinet_is_told(tmp_path: Path) -> None:
     with hdb1_line(tmp_path) as (line, board, _):
-        board.change(battery_mv=10_900, tampered=True)
+        board.change(battery_mv=10_900, tampered=True, mains=False)
         config: dict[str, Any] = {"port": line.path, "sensor_slave": 1, "sensor_every_s": 0.1}
         polled = Polled(open_hdb1(config))
         assert not polled.driver.door_is_open()
@@ -178,8 +178,9 @@ def test_the_cabinet_is_told(tmp_path: Path) -> None:
         polled.until(lambda: len(polled.told(DoorChanged)) == 2)
         assert polled.told(DoorChanged)[0] == DoorChanged(open=True, life_count=0)
         assert polled.told(ServiceKeyTurned) == [ServiceKeyTurned(on=True)]
-        polled.until(lambda: len(polled.told(BoardFault)) == 2)
-        assert {fault.code for fault in polled.told(BoardFault)} == {"BATTERY_LOW", "VANDALISM"}
+        board.change(curtain_clear=False)
+        polled.until(lambda: len(polled.told(InputsRead)) == 2)
+        assert polled.told(InputsRead) == [InputsRead(False, True, True), InputsRead(False, True, False)]
         (reading,) = polled.told(SensorRead)
         assert (reading.supply_mv, reading.battery_mv) == (24_100, 10_900)
 
@@ -315,16 +316,6 @@ def test_the_sensor_on_its_own_line_is_read_and_its_failure_is_a_fault_that_ends
             BoardFaultEnded("TEMP_SENSOR_FAULT"),
         ]
         modbus_line.close()
-
-
-def test_a_condition_is_told_when_it_lasts_and_ended_when_it_is_gone_as_long() -> None:
-    battery = Condition("BATTERY_LOW", raise_after_s=10, clear_after_s=600)
-    assert battery.see(True, 0) == []
-    assert battery.see(None, 5) == []
-    assert battery.see(True, 6) == []
-    assert battery.see(True, 16, "10900 mV") == [BoardFault("BATTERY_LOW", None, "10900 mV")]
-    assert battery.see(True, 99) == battery.see(False, 100) == battery.see(False, 699) == []
-    assert battery.see(False, 700) == [BoardFaultEnded("BATTERY_LOW")]
 
 
 # ---------------------------------------------------------------- power cuts

@@ -1,0 +1,180 @@
+"""What the machine itself finds wrong: the rules of faults.csv over readings, inputs, the door and the clock. Pure.
+
+Each method takes what was observed and returns what begins and ends because of it; `due_ms` is when to look again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from device_agent import events as ev
+from device_agent.conditions import DayMean, Lasting, Streak
+
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+
+WARM_C, COOL_C = 30.0, 29.0
+HOT_C, COOLED_C = 40.0, 38.0
+DAMP_PCT, DRY_PCT = 80.0, 75.0
+WEAK_DBM, STRONG_DBM = -93, -89
+"""CSQ 10 and 12: dBm = -113 + 2 CSQ."""
+BATTERY_LOW_MV, BATTERY_GOOD_MV = 11_000, 12_400
+STORAGE_FULL_PCT, STORAGE_FREE_PCT = 80, 50
+CLOCK_WRONG_MS: Final = 120_000
+ROUND_TRIP_MS_MAX: Final = 60_000
+"""A slower answer says too little about the clock."""
+DENIED, REGISTERED = frozenset({0, 3}), frozenset({1, 5})
+"""Answers of the modem to AT+CREG?."""
+READER_BROKEN, READER_OK = frozenset({0x60, 0x66}), 0x90
+LOCK_PATIENCE_MS: Final = 2 * MINUTE_MS
+DOOR_PATIENCE_MS: Final = 10 * MINUTE_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A fault of the whole machine begins (`raised`) or ends."""
+
+    code: str
+    raised: bool
+    detail: str = ""
+
+
+def _outside(value: float | None, bad_above: float, good_below: float) -> bool | None:
+    """Tell bad from good; between the two, and without a value, neither."""
+    if value is None:
+        return None
+    return True if value > bad_above else False if value < good_below else None
+
+
+class Watch:
+    """The rules of one machine. `is_open` asks its durable memory whether a fault is open."""
+
+    def __init__(self, is_open: Callable[[str], bool]) -> None:
+        self._is_open = is_open
+        self._mean = DayMean()
+        self._warm = Lasting("OVER_TEMP_WARN")
+        self._hot = Lasting("OVER_TEMP_ALARM", HOUR_MS, HOUR_MS)
+        self._damp = Lasting("HIGH_HUMIDITY", 24 * HOUR_MS)
+        self._weak = Lasting("NET_WEAK", 30 * MINUTE_MS)
+        self._battery = Lasting("BATTERY_LOW", 0, 10 * MINUTE_MS)
+        self._storage = Lasting("STORAGE_FULL")
+        self._denied = Lasting("SIM_FAULT")
+        self._clock = Lasting("CLOCK_DRIFT")
+        self._sensor = Streak("TEMP_SENSOR_FAULT", 5, 3)
+        self._reader = Streak("READER_FAULT", 3, 1)
+        # Inputs and the door speak once, when they change: these are looked at again when they are due.
+        self._held: list[tuple[Lasting, str]] = [
+            (Lasting("POWER_LOSS", 2_000, 2_000), ""),
+            (Lasting("DROP_SENSOR_BLOCKED", 10_000, 1_000), "light curtain broken"),
+            (Lasting("DOOR_LEFT_OPEN", DOOR_PATIENCE_MS), "open for 10 minutes"),
+            (Lasting("LOCK_FAULT", LOCK_PATIENCE_MS), "unlocked, and the door did not move"),
+        ]
+        self._bad: list[bool | None] = [None, None, None, None]
+        self.tampered = False
+        self.due_ms: int | None = None
+        """The monotonic time of the next look."""
+
+    # ------------------------------------------------------------ readings
+
+    def read(self, reading: ev.SensorRead, storage_pct: int, mono_ms: int) -> list[Change]:
+        """Take the readings of a moment, and how full the machine's memory is."""
+        changes: list[Change] = []
+        degrees, damp = reading.temperature_c, reading.humidity_pct
+        if degrees is not None or reading.climate_failed:
+            self._count(self._sensor, reading.climate_failed, "no reading that a sensor can mean", changes)
+        if degrees is not None:
+            mean = self._mean.see(degrees, mono_ms)
+            if mean is not None:
+                self._see(self._warm, _outside(mean, WARM_C, COOL_C), mono_ms, "24 h mean", mean, "C", changes)
+            # From 40 degrees on is bad, and only above a warning has an end: most readings of a year stop here.
+            hot = True if degrees >= HOT_C else False if degrees < COOLED_C else None
+            self._see(self._hot, hot, mono_ms, "cabinet", degrees, "C", changes)
+        if damp is not None:
+            self._see(self._damp, _outside(damp, DAMP_PCT, DRY_PCT), mono_ms, "cabinet", damp, "%", changes)
+        if reading.signal_dbm is not None:
+            weak = True if reading.signal_dbm < WEAK_DBM else False if reading.signal_dbm >= STRONG_DBM else None
+            self._see(self._weak, weak, mono_ms, "signal", reading.signal_dbm, "dBm", changes)
+        if reading.battery_mv:
+            low = (
+                True if reading.battery_mv < BATTERY_LOW_MV else False if reading.battery_mv > BATTERY_GOOD_MV else None
+            )
+            self._see(self._battery, low, mono_ms, "battery", reading.battery_mv, "mV", changes)
+        if reading.registration is not None:
+            denied = True if reading.registration in DENIED else False if reading.registration in REGISTERED else None
+            self._see(self._denied, denied, mono_ms, "CREG", reading.registration, "", changes)
+        full = _outside(storage_pct, STORAGE_FULL_PCT, STORAGE_FREE_PCT)
+        self._see(self._storage, full, mono_ms, "memory", storage_pct, "% full", changes)
+        return changes
+
+    def _see(
+        self, rule: Lasting, bad: bool | None, mono_ms: int, what: str, value: float, unit: str, changes: list[Change]
+    ) -> None:
+        change = rule.see(bad, mono_ms, is_open=self._is_open(rule.code))
+        if change is not None:
+            changes.append(Change(rule.code, change, f"{what} {round(value, 1)} {unit}".rstrip()))
+
+    def _count(self, rule: Streak, bad: bool, detail: str, changes: list[Change]) -> None:
+        change = rule.see(bad, is_open=self._is_open(rule.code))
+        if change is not None:
+            changes.append(Change(rule.code, change, detail if change else ""))
+
+    def reader_answered(self, status: int | None) -> list[Change]:
+        """Take the answer of the card or code reader to its self test; None: no answer. Other codes say nothing."""
+        changes: list[Change] = []
+        if status in READER_BROKEN and not self._is_open("READER_FAULT"):
+            changes.append(Change("READER_FAULT", raised=True, detail=f"status {status:02X}"))
+        elif status is None or status == READER_OK:
+            self._count(self._reader, status is None, "no answer", changes)
+        return changes
+
+    def clock_compared(self, sent_ms: int, now_ms: int, server_ms: int, mono_ms: int) -> list[Change]:
+        """Compare with the server's clock by a round trip; half of it is the doubt that remains."""
+        round_trip_ms = now_ms - sent_ms
+        if not 0 <= round_trip_ms <= ROUND_TRIP_MS_MAX:
+            return []
+        doubt_ms = round_trip_ms // 2
+        off_ms = abs(sent_ms + doubt_ms - server_ms)
+        wrong = _outside(off_ms, CLOCK_WRONG_MS + doubt_ms, CLOCK_WRONG_MS - doubt_ms + 1)
+        changes: list[Change] = []
+        self._see(self._clock, wrong, mono_ms, "off by", off_ms / 1000, "s", changes)
+        return changes
+
+    # ------------------------------------------------------------ inputs, door, lock
+
+    def inputs(self, inputs: ev.InputsRead, mono_ms: int) -> list[Change]:
+        """Take the cabinet's inputs, all of them, when one has changed."""
+        changes: list[Change] = []
+        if inputs.tampered and not self._is_open("VANDALISM"):
+            changes.append(Change("VANDALISM", raised=True, detail="tamper or shock input"))
+        self.tampered = inputs.tampered
+        self._bad[0], self._bad[1] = not inputs.mains, not inputs.curtain_clear
+        return changes + self.look(mono_ms)
+
+    def door(self, mono_ms: int, *, is_open: bool, in_visit: bool) -> list[Change]:
+        """Take the door's state; one that moves has a lock that works."""
+        self._bad[2], self._bad[3] = is_open and in_visit, False
+        return self.look(mono_ms)
+
+    def lock_pulsed(self, mono_ms: int) -> list[Change]:
+        """Wait for the door to move."""
+        self._bad[3] = True
+        return self.look(mono_ms)
+
+    @property
+    def curtain_is_blocked(self) -> bool:
+        """Whether the drop sensor's input says so now."""
+        return bool(self._bad[1])
+
+    def look(self, mono_ms: int) -> list[Change]:
+        """Look whether what was said last has lasted long enough."""
+        changes: list[Change] = []
+        dues = []
+        for place, (rule, detail) in enumerate(self._held):
+            is_open = self._is_open(rule.code)
+            change = rule.see(self._bad[place], mono_ms, is_open=is_open)
+            if change is not None:
+                changes.append(Change(rule.code, change, detail if change else ""))
+            elif (due_ms := rule.due_ms(is_open=is_open)) is not None:
+                dues.append(due_ms)
+        self.due_ms = min(dues, default=None)
+        return changes
