@@ -20,25 +20,26 @@ class Lasting:
     code: str
     raise_after_ms: int = 0
     clear_after_ms: int = 0
-    _since_ms: int | None = None
+    since_ms: int | None = None
+    """When the change that is waited for began."""
 
     def see(self, bad: bool | None, mono_ms: int, *, is_open: bool) -> bool | None:
         """Take one observation, None being neither; returns True when the fault begins, False when it ends."""
         if bad is None or bad == is_open:
-            self._since_ms = None
+            self.since_ms = None
             return None
-        if self._since_ms is None:
-            self._since_ms = mono_ms
-        if mono_ms - self._since_ms < (self.raise_after_ms if bad else self.clear_after_ms):
+        if self.since_ms is None:
+            self.since_ms = mono_ms
+        if mono_ms - self.since_ms < (self.raise_after_ms if bad else self.clear_after_ms):
             return None
-        self._since_ms = None
+        self.since_ms = None
         return bad
 
     def due_ms(self, *, is_open: bool) -> int | None:
         """When the same observation once more would begin or end the fault."""
-        if self._since_ms is None:
+        if self.since_ms is None:
             return None
-        return self._since_ms + (self.clear_after_ms if is_open else self.raise_after_ms)
+        return self.since_ms + (self.clear_after_ms if is_open else self.raise_after_ms)
 
 
 @dataclass(slots=True)
@@ -65,7 +66,8 @@ class DayMean:
     """The mean of the last 24 full hours, each hour weighing the same however often it was read."""
 
     def __init__(self) -> None:
-        self._hours: deque[tuple[int, float]] = deque()
+        self._hours: deque[int] = deque()
+        self._means: deque[float] = deque()
         self._hour, self._sum, self._readings = -1, 0.0, 0
         self._mean: float | None = None
 
@@ -74,11 +76,12 @@ class DayMean:
         hour = mono_ms // HOUR_MS
         if hour != self._hour:
             if self._readings:
-                self._hours.append((self._hour, self._sum / self._readings))
-            while self._hours and self._hours[0][0] < hour - DAY_HOURS:
+                self._hours.append(self._hour)
+                self._means.append(self._sum / self._readings)
+            while self._hours and self._hours[0] < hour - DAY_HOURS:
                 self._hours.popleft()
-            enough = len(self._hours) >= HOURS_MIN
-            self._mean = sum(mean for _, mean in self._hours) / len(self._hours) if enough else None
+                self._means.popleft()
+            self._mean = sum(self._means) / len(self._means) if len(self._means) >= HOURS_MIN else None
             self._hour, self._sum, self._readings = hour, 0.0, 0
         self._sum += value
         self._readings += 1

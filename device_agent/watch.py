@@ -14,10 +14,11 @@ MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
 
 WARM_C, COOL_C = 30.0, 29.0
-HOT_C, COOLED_C = 40.0, 38.0
+HOT_C, COOLED_C = 39.999, 38.0
+"""From 40 degrees on."""
 DAMP_PCT, DRY_PCT = 80.0, 75.0
-WEAK_DBM, STRONG_DBM = -93, -89
-"""CSQ 10 and 12: dBm = -113 + 2 CSQ."""
+WEAK_DBM, STRONG_DBM = -93, -90
+"""Below CSQ 10, and from CSQ 12 (-89 dBm) on: dBm = -113 + 2 CSQ."""
 BATTERY_LOW_MV, BATTERY_GOOD_MV = 11_000, 12_400
 STORAGE_FULL_PCT, STORAGE_FREE_PCT = 80, 50
 CLOCK_WRONG_MS: Final = 120_000
@@ -37,6 +38,11 @@ class Change:
     code: str
     raised: bool
     detail: str = ""
+
+
+def _less(value: int | None) -> int | None:
+    """Turn a value of which less is worse into one of which more is."""
+    return None if value is None else -value
 
 
 def _outside(value: float | None, bad_above: float, good_below: float) -> bool | None:
@@ -77,41 +83,37 @@ class Watch:
     # ------------------------------------------------------------ readings
 
     def read(self, reading: ev.SensorRead, storage_pct: int, mono_ms: int) -> list[Change]:
-        """Take the readings of a moment, and how full the machine's memory is."""
+        """Take the readings of a moment, and how full the machine's memory is. Nearly all are good, and cost little."""
         changes: list[Change] = []
-        degrees, damp = reading.temperature_c, reading.humidity_pct
+        degrees = reading.temperature_c
         if degrees is not None or reading.climate_failed:
             self._count(self._sensor, reading.climate_failed, "no reading that a sensor can mean", changes)
-        if degrees is not None:
-            mean = self._mean.see(degrees, mono_ms)
-            if mean is not None:
-                self._see(self._warm, _outside(mean, WARM_C, COOL_C), mono_ms, "24 h mean", mean, "C", changes)
-            # From 40 degrees on is bad, and only above a warning has an end: most readings of a year stop here.
-            hot = True if degrees >= HOT_C else False if degrees < COOLED_C else None
-            self._see(self._hot, hot, mono_ms, "cabinet", degrees, "C", changes)
-        if damp is not None:
-            self._see(self._damp, _outside(damp, DAMP_PCT, DRY_PCT), mono_ms, "cabinet", damp, "%", changes)
-        if reading.signal_dbm is not None:
-            weak = True if reading.signal_dbm < WEAK_DBM else False if reading.signal_dbm >= STRONG_DBM else None
-            self._see(self._weak, weak, mono_ms, "signal", reading.signal_dbm, "dBm", changes)
-        if reading.battery_mv:
-            low = (
-                True if reading.battery_mv < BATTERY_LOW_MV else False if reading.battery_mv > BATTERY_GOOD_MV else None
-            )
-            self._see(self._battery, low, mono_ms, "battery", reading.battery_mv, "mV", changes)
+        mean = None if degrees is None else self._mean.see(degrees, mono_ms)
+        for rule, what, unit, value, bad_above, good_below in (
+            (self._warm, "24 h mean", " C", mean, WARM_C, COOL_C),
+            (self._hot, "cabinet", " C", degrees, HOT_C, COOLED_C),
+            (self._damp, "cabinet", " %", reading.humidity_pct, DAMP_PCT, DRY_PCT),
+            (self._storage, "memory", " % full", storage_pct, STORAGE_FULL_PCT, STORAGE_FREE_PCT),
+            (self._weak, "signal", " dBm", _less(reading.signal_dbm), -WEAK_DBM, -STRONG_DBM),
+            (self._battery, "battery", " mV", _less(reading.battery_mv or None), -BATTERY_LOW_MV, -BATTERY_GOOD_MV),
+        ):
+            if value is not None and (value > bad_above or rule.since_ms is not None or self._is_open(rule.code)):
+                self._see(
+                    rule,
+                    _outside(value, bad_above, good_below),
+                    mono_ms,
+                    f"{what} {round(abs(value), 1)}{unit}",
+                    changes,
+                )
         if reading.registration is not None:
             denied = True if reading.registration in DENIED else False if reading.registration in REGISTERED else None
-            self._see(self._denied, denied, mono_ms, "CREG", reading.registration, "", changes)
-        full = _outside(storage_pct, STORAGE_FULL_PCT, STORAGE_FREE_PCT)
-        self._see(self._storage, full, mono_ms, "memory", storage_pct, "% full", changes)
+            self._see(self._denied, denied, mono_ms, f"CREG {reading.registration}", changes)
         return changes
 
-    def _see(
-        self, rule: Lasting, bad: bool | None, mono_ms: int, what: str, value: float, unit: str, changes: list[Change]
-    ) -> None:
+    def _see(self, rule: Lasting, bad: bool | None, mono_ms: int, detail: str, changes: list[Change]) -> None:
         change = rule.see(bad, mono_ms, is_open=self._is_open(rule.code))
         if change is not None:
-            changes.append(Change(rule.code, change, f"{what} {round(value, 1)} {unit}".rstrip()))
+            changes.append(Change(rule.code, change, detail))
 
     def _count(self, rule: Streak, bad: bool, detail: str, changes: list[Change]) -> None:
         change = rule.see(bad, is_open=self._is_open(rule.code))
@@ -136,7 +138,7 @@ class Watch:
         off_ms = abs(sent_ms + doubt_ms - server_ms)
         wrong = _outside(off_ms, CLOCK_WRONG_MS + doubt_ms, CLOCK_WRONG_MS - doubt_ms + 1)
         changes: list[Change] = []
-        self._see(self._clock, wrong, mono_ms, "off by", off_ms / 1000, "s", changes)
+        self._see(self._clock, wrong, mono_ms, f"off by {off_ms / 1000} s", changes)
         return changes
 
     # ------------------------------------------------------------ inputs, door, lock
