@@ -34,11 +34,15 @@ class Bridge:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "mqtt" or not parts.hostname:
+        try:
+            port = parts.port or 1883
+        except ValueError:
+            port = 0
+        if parts.scheme != "mqtt" or not parts.hostname or not port:
             raise BridgeError(
                 f"--broker {parts.scheme}://{parts.hostname or ''}: expected mqtt://USER:PASSWORD@HOST:PORT"
             )
-        self._where = (parts.hostname, parts.port or 1883)
+        self._where = (parts.hostname, port)
         self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
         self._up = threading.Event()
         self._refused: str | None = None

@@ -18,7 +18,7 @@ from small_mqtt import PUBACK, PUBLISH, Wire, read_publish
 
 POLL_S, RECONNECT_S = 0.02, 1
 WINDOW, FACTS_MAX, BATCH_BYTES_MAX, HEADER_BYTES_MAX, TIMEOUT_S_MAX = 4, 100, 16 * 1024, 288, 300
-VEND_S, SLOT_MAX, DAY_OFFSET_S = 0.6, 999, 8 * 3600
+SLOT_MAX, DAY_OFFSET_S = 999, 8 * 3600
 GIVES_A_PACK = ("delivered", "unverified", "in_doubt")
 DEFECTS = (
     "forgets-on-puback", "restarts-numbering", "runs-orders-twice", "announces-first", "turns-first",
@@ -164,7 +164,7 @@ class Device:
         if self.defect != "turns-first":
             self.journal.keep(intent=self.intent)
         self.board.write_text(str(self.life_count() + 1))  # the motor turns
-        self.vend_due_s = time.monotonic() + VEND_S
+        self.vend_due_s = time.monotonic() + self.options.vend
 
     def vend_ended(self, outcome, reason=None):
         """One step: the fact, the pack that is gone, the answer to the order, the end of the intent."""
@@ -413,6 +413,7 @@ def main():
     parser.add_argument("--store", required=True, metavar="DIRECTORY")
     parser.add_argument("--timeout", type=float, default=20, metavar="SECONDS", help="send again after this")
     parser.add_argument("--silence", type=float, default=60, metavar="SECONDS", help="connect anew after this")
+    parser.add_argument("--vend", type=float, default=0.6, metavar="SECONDS", help="a motor turns for this long")
     parser.add_argument("--defect", choices=DEFECTS, help="break one rule")
     Device(parser.parse_args()).run()
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from protocol.topics import Channel, TopicError, topic
@@ -13,12 +14,17 @@ from simulator.conformance.commands import CommandError, Means
 from simulator.conformance.counterpart import Counterpart
 from simulator.mqtt import BridgeError, Listener
 
+BROKER_S_MAX = 10.0
 SIGHT_S_MAX = 90.0
 """How long a dispenser may take to come online: some wait for a minute between two attempts."""
 
 
 class SilentError(RuntimeError):
     """Nothing was heard of the dispenser."""
+
+
+class ArgumentError(ValueError):
+    """An argument that cannot be used; its text is for the caller."""
 
 
 def add_parser(commands: Any) -> None:
@@ -32,24 +38,40 @@ def add_parser(commands: Any) -> None:
     it.add_argument("--patience", type=float, default=80.0, metavar="SECONDS", help="longest wait for one timeout")
     it.add_argument("--quick", action="store_true", help=f"leave out what waits for timeouts: {', '.join(SLOW)}")
     it.add_argument("--json", action="store_true", help="print one line of JSON")
+    it.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, too")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run; 1 where a rule was broken, 2 where nothing could be tested."""
-    means = Means(
+    broker = os.environ.get("SIMULATOR_BROKER_URL", options.broker)
+    try:
+        checklist = examine(broker, options.dispenser, _means(options))
+        if options.junit:
+            options.junit.write_bytes(checklist.as_junit(f"conformance of {options.dispenser}"))
+    except (ArgumentError, BridgeError, TopicError, SilentError, CommandError, OSError) as error:
+        sys.stderr.write(f"simulator: {error}\n")
+        return 2
+    sys.stdout.write((json.dumps(checklist.as_json()) if options.json else checklist.as_table()) + "\n")
+    return 0 if checklist.good else 1
+
+
+def _means(options: argparse.Namespace) -> Means:
+    """Read what the caller lets us do; raises ArgumentError before anything is begun."""
+    if not 0 < options.patience < float("inf"):
+        raise ArgumentError(f"--patience = {options.patience}: expected seconds above 0")
+    if options.ask_command and "{slot}" not in options.ask_command:
+        raise ArgumentError(f"--ask-command = {options.ask_command!r}: expected {{slot}} in it")
+    if options.door_command and "{position}" not in options.door_command:
+        raise ArgumentError(f"--door-command = {options.door_command!r}: expected {{position}} in it")
+    if options.junit and not options.junit.parent.is_dir():
+        raise ArgumentError(f"--junit {options.junit}: expected a file in a directory that is there")
+    return Means(
         ask=options.ask_command,
         restart=options.restart_command,
         door=options.door_command,
         patience_s=options.patience,
         quick=options.quick,
     )
-    try:
-        checklist = examine(os.environ.get("SIMULATOR_BROKER_URL", options.broker), options.dispenser, means)
-    except (BridgeError, TopicError, SilentError, CommandError) as error:
-        sys.stderr.write(f"simulator: {error}\n")
-        return 2
-    sys.stdout.write((json.dumps(checklist.as_json()) if options.json else checklist.as_table()) + "\n")
-    return 0 if checklist.good else 1
 
 
 def examine(broker: str, dispenser_id: str, means: Means) -> Checklist:
@@ -59,7 +81,7 @@ def examine(broker: str, dispenser_id: str, means: Means) -> Checklist:
     listener = Listener(broker, dispenser_id)
     counterpart = Counterpart(listener, dispenser_id, checklist)
     try:
-        listener.start()
+        listener.start(BROKER_S_MAX)
         if not counterpart.until(lambda: counterpart.known, SIGHT_S_MAX):
             raise SilentError(f"--dispenser {dispenser_id}: no `online` on status within {SIGHT_S_MAX:.0f} s")
         _play(counterpart, means)

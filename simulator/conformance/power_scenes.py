@@ -106,6 +106,8 @@ def _latest(c: Counterpart, name: str) -> Any:
 
 def greetings(c: Counterpart) -> None:
     """Every order that was sent at the sight of a new session must have arrived."""
+    c.greets = False
+    c.go_on()
     for order_id in c.greetings:
         told = "an order sent as soon as `online` was seen did not arrive"
         c.checklist.expect("SUBSCRIBE-FIRST", bool(c.answer(order_id)), "it arrived", told)

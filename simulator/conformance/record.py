@@ -86,7 +86,10 @@ class StreamRecord:
         self._payloads.add(payload)
         self.batches.append(Sent(at_s, first, last))
         if not self._joined and first > 1:
-            return
+            if not header.oldest:
+                return
+            self.join(first, bytes.fromhex(header.prev_digest))
+            self._checklist.expect("OLDEST", True, f"from {first} on, which says that it is the oldest")
         self._joined = True
         self._judge_order(first, last)
         if self._base < first <= self.last + 1:

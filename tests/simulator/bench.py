@@ -8,7 +8,6 @@ from pathlib import Path
 
 from fleet_server.embedded import BrokerAddress
 from simulator.boards.file_board import FileBoard, do
-from simulator.conformance.commands import Means
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ROOT / "docs" / "examples" / "foreign_device.py"
@@ -45,9 +44,6 @@ class Device:
         self.restart = f"/bin/sh {script}"
         self.ask, self.door = ask, door
         os.system(self.restart)
-
-    def means(self, *, quick: bool = True, patience_s: float = 80.0) -> Means:
-        return Means(self.ask, self.restart, self.door, patience_s, quick)
 
     def end(self) -> None:
         os.kill(int((self._here / "pid").read_text()), signal.SIGKILL)
