@@ -22,24 +22,25 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings.database_url)
     clock = clock_of(database)
     parts = Services(settings, database, clock)
+    ingest: IngestService | None = None
     if "ingest" in settings.roles:
         ca_file = str(settings.broker_ca_file) if settings.broker_ca_file else None
         password = settings.broker_password()
         address = parse_address(settings.broker_url, settings.broker_username, password, ca_file)
-        parts.ingest = IngestService(database, clock, address)
+        parts.ingest = ingest = IngestService(database, clock, address, lambda: clock.state().mode == "played")
     scheduler = Scheduler(database, clock) if "jobs" in settings.roles else None
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        if parts.ingest is not None:
-            parts.ingest.start()
+        if ingest is not None:
+            ingest.start()
         if scheduler is not None:
             scheduler.start()
         yield
         if scheduler is not None:
             scheduler.stop()
-        if parts.ingest is not None:
-            parts.ingest.stop()
+        if ingest is not None:
+            ingest.stop()
         database.close()
 
     app = FastAPI(

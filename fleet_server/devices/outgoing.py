@@ -1,11 +1,12 @@
 """Everything that is to be sent to machines. A feature asks here, in its own transaction; ingest sends until answered."""
 
-import uuid
+import hashlib
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from fleet_server.database import Connection
 from fleet_server.devices import outgoing_store as store
+from fleet_server.devices import store as devices
 from fleet_server.devices.machines import Outgoing
 from fleet_server.errors import NotFoundError
 from protocol.topics import Channel
@@ -22,8 +23,15 @@ def order(
     now: datetime,
     slot: int | None = None,
 ) -> str:
-    """Ask a machine to do something within `lives_s`; returns the order's id. It runs at most once."""
-    order_id = uuid.uuid4().hex
+    """Ask a machine to do something within `lives_s`; returns the order's id. It runs at most once.
+
+    The id follows from the machine, the number of its orders and the server's epoch: a history played twice gives the same
+    facts, and a restored server never gives an id that a machine has already answered.
+    """
+    devices.lock(connection, [dispenser_id])
+    number = store.count_orders(connection, dispenser_id) + 1
+    name = f"{dispenser_id}/order/{devices.server_epoch(connection)}/{number}"
+    order_id = hashlib.sha256(name.encode()).hexdigest()[:32]
     payload: dict[str, Any] = {"kind": kind} | ({} if slot is None else {"slot": slot})
     store.write(connection, dispenser_id, Channel.ORDERS, order_id, payload, now, now + timedelta(seconds=lives_s))
     return order_id

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 
 from fleet_server.database import Connection, unnest_insert
 from fleet_server.devices.machines import Answer, Outgoing
@@ -40,6 +40,12 @@ def write(
 
 VERSIONS_PER_EPOCH_S = 1_000
 """Each second of epochs has room for so many versions, more than are ever told."""
+
+
+def count_orders(connection: Connection, dispenser_id: str) -> int:
+    """Count the orders a machine was ever given; the caller holds the machine's lock."""
+    query = select(func.count()).where(outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == Channel.ORDERS)
+    return int(connection.execute(query).scalar_one())
 
 
 def next_version(connection: Connection, dispenser_id: str, channel: Channel) -> int:

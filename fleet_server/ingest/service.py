@@ -41,10 +41,11 @@ class IngestService:
         self._look_out = threading.Event()
         self._resend = threading.Event()
         self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
+        self._progress = threading.Condition()
         self.sent = 0
         """Messages sent to machines since the start, acknowledgements aside."""
         self.handled = 0
-        """Messages of QoS 1 handled since the start."""
+        """Messages of QoS 1 committed and acknowledged since the start."""
 
     @property
     def connected(self) -> bool:
@@ -69,6 +70,11 @@ class IngestService:
         with contextlib.suppress(queue.Full):
             self._deliveries.put_nowait(None)  # wakes the worker
         done.wait(timeout_s)
+
+    def await_handled(self, messages: int, timeout_s: float = 5) -> None:
+        """Wait, not for ever, until so many messages of machines are committed."""
+        with self._progress:
+            self._progress.wait_for(lambda: self.handled >= messages, timeout_s)
 
     def _on_up(self) -> None:
         """A message may have been lost with the connection: what is unanswered is sent again."""
@@ -137,7 +143,9 @@ class IngestService:
     def _done(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._broker.done(delivery)
-            self.handled += delivery.qos > 0
+        with self._progress:
+            self.handled += sum(delivery.qos > 0 for delivery in deliveries)
+            self._progress.notify_all()
 
     def _send_outgoing(self) -> None:
         """Send what waits, when something happened that may have made it wait, and now and then anyway."""

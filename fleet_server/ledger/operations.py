@@ -19,6 +19,8 @@ from fleet_server.ledger.telling import tell_books
 WITHOUT_CODE_WITHIN = timedelta(hours=12)
 """An operation without a session code binds to the one door session this near to its entry."""
 
+NO_DOOR = "no door session of the machine is known for it yet"
+
 
 @dataclass(frozen=True, slots=True)
 class SlotOperation:
@@ -59,30 +61,39 @@ class Booking:
 def book(connection: Connection, operations: Sequence[SlotOperation], now: datetime) -> list[Booking]:
     """Keep operations and book those whose door session is known; the others wait for it."""
     lock(connection, {operation.dispenser_id for operation in operations})
+    ids = [operation.operation_id for operation in operations]
+    kept: dict[str, Any] = {row["operation_id"]: row for row in store.read_operations(connection, ids)}
+    doors = store.newest_doors(connection, {(o.dispenser_id, o.session) for o in operations if o.session is not None})
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
-    bookings = [_keep(connection, operation, now, entries) for operation in operations]
+    rows: list[dict[str, Any]] = []
+    bookings: list[Booking] = []
+    for operation in operations:
+        stored = kept.get(operation.operation_id)
+        if stored is not None:
+            verdict = Verdict.REPEATED if stored["payload"] == operation.payload() else Verdict.CONFLICTING
+            bookings.append(Booking(operation.operation_id, verdict, stored["state"]))
+            continue
+        row = _row(operation, now)
+        door = _door_near(connection, operation) if operation.session is None else doors.get(_code(operation))
+        if door is not None:
+            row |= {"state": "booked", "stream_no": door.stream_no, "seq": door.opened_seq}
+            entry = anchored_operation(row, door.stream_no, door.opened_seq)
+            entries[operation.dispenser_id, operation.slot].append(entry)
+        kept[operation.operation_id] = row
+        rows.append(row)
+        bookings.append(
+            Booking(operation.operation_id, Verdict.WAITING, NO_DOOR)
+            if door is None
+            else Booking(operation.operation_id, Verdict.BOOKED)
+        )
+    store.write_operations(connection, rows)
     record(connection, book_entries(connection, entries, now))
     tell_books(connection, sorted({dispenser_id for dispenser_id, _ in entries}), now)
     return bookings
 
 
-def _keep(
-    connection: Connection, operation: SlotOperation, now: datetime, entries: dict[SlotKey, list[Anchored]]
-) -> Booking:
-    stored = store.read_operation(connection, operation.operation_id)
-    if stored is not None:
-        same = stored["payload"] == operation.payload()
-        return Booking(operation.operation_id, Verdict.REPEATED if same else Verdict.CONFLICTING, stored["state"])
-    row = _row(operation, now)
-    session = _session_of(connection, operation)
-    if session is None:
-        store.write_operation(connection, row)
-        return Booking(operation.operation_id, Verdict.WAITING, "no door session of the machine is known for it yet")
-    bound = row | {"state": "booked", "stream_no": session.stream_no, "seq": session.opened_seq}
-    store.write_operation(connection, bound)
-    key = (operation.dispenser_id, operation.slot)
-    entries[key].append(anchored_operation(bound, session.stream_no, session.opened_seq))
-    return Booking(operation.operation_id, Verdict.BOOKED)
+def _code(operation: SlotOperation) -> tuple[str, str]:
+    return operation.dispenser_id, operation.session or ""
 
 
 def _row(operation: SlotOperation, now: datetime) -> dict[str, Any]:
@@ -102,10 +113,8 @@ def _row(operation: SlotOperation, now: datetime) -> dict[str, Any]:
     return row | {"payload": operation.payload(), "received_at": now, "state": "waiting"}
 
 
-def _session_of(connection: Connection, operation: SlotOperation) -> DoorSession | None:
-    if operation.session is not None:
-        found = store.door_sessions_of(connection, operation.dispenser_id, session=operation.session, limit=1)
-        return found[0] if found else None
+def _door_near(connection: Connection, operation: SlotOperation) -> DoorSession | None:
+    """Return the one door session that an entry without its code can mean, if there is one only."""
     near = [
         session
         for session in store.door_sessions_of(connection, operation.dispenser_id)

@@ -342,10 +342,41 @@ def door_sessions_of(
     return [DoorSession(**row) for row in connection.execute(query).mappings()]
 
 
+def newest_doors(connection: Connection, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], DoorSession]:
+    """Return the newest door session of each (dispenser_id, session code) that is known."""
+    wanted = list(codes)
+    if not wanted:
+        return {}
+    query = select(door_sessions).where(tuple_(door_sessions.c.dispenser_id, door_sessions.c.session).in_(wanted))
+    query = query.order_by(door_sessions.c.stream_no, door_sessions.c.opened_seq)
+    rows = connection.execute(query).mappings()
+    return {(row["dispenser_id"], row["session"]): DoorSession(**row) for row in rows}
+
+
+def read_operations(connection: Connection, operation_ids: Sequence[str]) -> list[Any]:
+    """Return those of these operations that are stored."""
+    query = select(operations).where(operations.c.operation_id.in_(operation_ids))
+    return list(connection.execute(query).mappings())
+
+
 def read_operation(connection: Connection, operation_id: str) -> Any:
     """Return one stored operation, or None."""
     query = select(operations).where(operations.c.operation_id == operation_id)
     return connection.execute(query).mappings().first()
+
+
+def write_operations(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep operations, whole."""
+    columns = {
+        "operation_id": "text", "dispenser_id": "text", "visit_id": "text", "slot": "int", "kind": "text",
+        "payload": "jsonb", "session": "text", "step": "int", "entered_at": "timestamptz", "received_at": "timestamptz",
+        "actor": "text", "van": "text", "state": "text", "stream_no": "int", "seq": "bigint",
+    }  # fmt: skip
+    values = [[row.get(name) for name in columns if name != "payload"] for row in rows]
+    place = list(columns).index("payload")
+    for value, row in zip(values, rows, strict=True):
+        value.insert(place, json.dumps(row["payload"]))
+    unnest_insert(connection, "operations", columns, values)
 
 
 def write_operation(connection: Connection, row: Mapping[str, Any]) -> None:

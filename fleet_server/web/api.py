@@ -291,7 +291,7 @@ def unlock(visit_id: str, person: SignedIn, parts: Parts, now: Now) -> m.Unlocke
         order_id = workorders.unlock(connection, visit_id, now)
     if parts.ingest is not None:
         parts.ingest.flush()
-    return m.Unlocked(order_id=order_id)
+    return m.Unlocked(order_id=order_id, messages_sent=parts.ingest.sent if parts.ingest is not None else 0)
 
 
 @router.post("/visits/{visit_id}/operations", tags=["visits"])
@@ -336,12 +336,14 @@ def clock(parts: Parts) -> m.ClockNow:
 @router.post("/clock/advance", tags=["clock"])
 def advance(body: m.Advance, parts: Parts) -> m.Advanced:
     """Move the played clock and run the jobs that fall due; refused in production."""
+    if parts.ingest is not None and body.after_messages is not None:
+        parts.ingest.await_handled(body.after_messages)
     ran = clockwork.advance(parts.database, parts.clock, body.to, production=parts.settings.production)
-    sent = 0
+    sent = handled = 0
     if parts.ingest is not None:
         parts.ingest.flush()
-        sent = parts.ingest.sent
-    return m.Advanced(now=parts.clock.now(), jobs_run=ran, messages_sent=sent)
+        sent, handled = parts.ingest.sent, parts.ingest.handled
+    return m.Advanced(now=parts.clock.now(), jobs_run=ran, messages_sent=sent, messages_handled=handled)
 
 
 @router.post("/clock/live", tags=["clock"])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
@@ -12,7 +12,6 @@ from fleet_server.auth.service import Person
 from fleet_server.clock import SettableClock, system_now
 from fleet_server.database import Connection, Database
 from fleet_server.errors import ForbiddenError, InputError
-from fleet_server.ingest.service import IngestService
 from fleet_server.settings import Settings
 from fleet_server.web.access import ACCESS, PUBLIC
 
@@ -25,6 +24,24 @@ class NotSignedInError(InputError):
     status = 401
 
 
+class Sending(Protocol):
+    """What routes ask of ingest, where this process has it; the counters run since its start."""
+
+    sent: int
+    handled: int
+
+    @property
+    def connected(self) -> bool: ...
+
+    def flush(self) -> None:
+        """Send everything that waits for machines now."""
+        ...
+
+    def await_handled(self, messages: int) -> None:
+        """Wait, not for ever, until so many messages of machines are committed."""
+        ...
+
+
 @dataclass
 class Services:
     """The parts of this process that routes use; `app.py` puts them together."""
@@ -32,7 +49,7 @@ class Services:
     settings: Settings
     database: Database
     clock: SettableClock
-    ingest: IngestService | None = None
+    ingest: Sending | None = None
 
 
 def services(request: Request) -> Services:

@@ -311,6 +311,7 @@ class Visit(Model):
 
 class Unlocked(Model):
     order_id: str
+    messages_sent: int = Field(description="messages sent to machines since this process started")
 
 
 class ClockNow(Model):
@@ -321,12 +322,16 @@ class ClockNow(Model):
 
 class Advance(Model):
     to: datetime
+    after_messages: int | None = Field(
+        None, description="wait until so many messages of machines are committed, counted since this process started"
+    )
 
 
 class Advanced(Model):
     now: datetime
     jobs_run: list[str]
     messages_sent: int = Field(description="messages sent to machines since this process started")
+    messages_handled: int = Field(description="messages of machines committed since this process started")
 
 
 class Live(Model):
