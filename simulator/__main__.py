@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
@@ -15,14 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from simulator import fleet as fl
+from simulator.access import availability, lost_hours
 from simulator.auditor import Auditor, Findings
 from simulator.conformance import command as conformance
-from simulator.mqtt import Bridge, BridgeError
-from simulator.server_api import ServerApi, ServerError
-from simulator.world import DAY_MS, local
+from simulator.connecting import CANNOT_BEGIN, Connection, add_arguments, connected
+from simulator.server_api import ServerError
+from simulator.world import DAY_MS, World, local, sites
 
 console = Console(stderr=True)
-ROLES = ("administrator", "dispatcher", "restocker")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,18 +29,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m simulator", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
+    add_arguments(shared)
     shared.add_argument(
-        "--broker", required=True, help="mqtt://USER:PASSWORD@HOST:PORT; better: user and password by environment"
+        "--data-dir", type=Path, help="where the machines keep their own state; without it, in memory for this run"
     )
-    shared.add_argument("--server", required=True, help="http://HOST:PORT of the fleet server")
-    shared.add_argument(
-        "--password-file", type=Path, required=True, help="JSON: passwords of administrator, dispatcher, restocker"
-    )
-    shared.add_argument("--data-dir", type=Path, required=True, help="where the machines keep their own state")
     shared.add_argument("--seed", type=int, default=1)
-    shared.add_argument(
-        "--patience", type=float, default=120.0, help="real seconds to wait for a server or broker that is away"
-    )
     shared.add_argument("--json", action="store_true", help="print one line of JSON at the end")
     run = commands.add_parser("run", parents=[shared], help="play days of history in virtual time")
     run.add_argument("--days", type=float, required=True)
@@ -58,28 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "conformance":
         return conformance.main(options)
     try:
-        passwords = _passwords(options.password_file)
-        people = fl.People(*(ServerApi(options.server, role, passwords[role], options.patience) for role in ROLES))
-        bridge = Bridge(os.environ.get("SIMULATOR_BROKER_URL", options.broker))
-        bridge.start()
-    except (BridgeError, OSError, KeyError, ValueError) as error:
+        with connected(options) as connection:
+            return _run(options, connection) if options.command == "run" else _live(options, connection)
+    except (ServerError, *CANNOT_BEGIN) as error:
         print(f"simulator: {error}", file=sys.stderr)
         return 2
-    try:
-        return _run(options, bridge, people) if options.command == "run" else _live(options, bridge, people)
-    except ServerError as error:
-        print(f"simulator: {error}", file=sys.stderr)
-        return 2
-    finally:
-        bridge.stop()
-
-
-def _passwords(path: Path) -> dict[str, str]:
-    passwords: dict[str, str] = json.loads(path.read_text())
-    missing = [role for role in ROLES if role not in passwords]
-    if missing:
-        raise ValueError(f"--password-file {path}: expected passwords of {', '.join(ROLES)}; {missing[0]} is missing")
-    return passwords
 
 
 def _start_ms(options: argparse.Namespace) -> int:
@@ -89,14 +64,18 @@ def _start_ms(options: argparse.Namespace) -> int:
     return int(time.time() * 1000 - days * DAY_MS)
 
 
-def _run(options: argparse.Namespace, bridge: Bridge, people: fl.People) -> int:
+def _fleet(options: argparse.Namespace, connection: Connection, start_ms: int) -> fl.Fleet:
+    return fl.Fleet(World(options.seed), sites(), connection.bridge, connection.people, start_ms, options.data_dir)
+
+
+def _run(options: argparse.Namespace, connection: Connection) -> int:
     began_s = time.monotonic()
-    fleet = fl.Fleet(options.data_dir, options.seed, bridge, people, _start_ms(options))
+    fleet = _fleet(options, connection, _start_ms(options))
     ends_ms = int(fleet.now_ms + options.days * DAY_MS)
     with _bar(fleet.now_ms, ends_ms) as report:
         fleet.play(ends_ms, options.patience, report)
         fleet.finish(options.patience)
-    findings = Auditor(people.administrator).compare(fleet.machines)
+    findings = Auditor(connection.people.administrator).compare(fleet.machines)
     fleet.close()
     summary = _summary(fleet, findings, time.monotonic() - began_s, options.days)
     _print(summary, findings, fleet, as_json=options.json)
@@ -139,24 +118,29 @@ class _bar:  # noqa: N801 - a context manager, used like a function
 def _summary(fleet: fl.Fleet, findings: Findings, seconds: float, days: float) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     for machine in fleet.machines.values():
-        outcomes.update(machine.tally.outcomes)
+        outcomes.update(machine.truth.tally.outcomes)
     return {
-        "seed": fleet.seed,
+        "seed": fleet.world.seed,
         "days": days,
         "dispensers": len(fleet.machines),
         "facts": sum(machine.facts() for machine in fleet.machines.values()),
-        "requests": sum(machine.tally.requests for machine in fleet.machines.values()),
+        "requests": sum(machine.truth.tally.requests for machine in fleet.machines.values()),
         "dispenses": outcomes["vend:delivered"],
         "outcomes": dict(sorted(outcomes.items())),
         "restocks": fleet.work.visits,
         "packs_loaded": fleet.work.packs_loaded,
-        "events": sum(machine.tally.events for machine in fleet.machines.values()),
+        "events": sum(machine.truth.tally.events for machine in fleet.machines.values()),
         "seconds": round(seconds, 1),
         "slots": findings.slots,
         "physical_packs": findings.physical,
         "ledger_packs": findings.ledger,
         "unobservable": dict(sorted(findings.itemised.items())),
-        "residual": sum(abs(r.physical - r.ledger - r.explained) for r in findings.residuals),
+        "residual": len(findings.residuals),
+        "availability": round(availability([machine.truth.access for machine in fleet.machines.values()]), 4),
+        "lost_access_hours": {
+            cause: round(hours, 1)
+            for cause, hours in lost_hours([machine.truth.access for machine in fleet.machines.values()]).items()
+        },
         "problems": len(fleet.work.problems),
     }
 
@@ -167,7 +151,7 @@ def _print(summary: dict[str, Any], findings: Findings, fleet: fl.Fleet, *, as_j
     for problem in fleet.work.problems[:20]:
         print(f"problem: {problem}", file=sys.stderr)
     if findings.residuals:
-        print(f"replay with --seed {fleet.seed}", file=sys.stderr)
+        print(f"replay with --seed {fleet.world.seed}", file=sys.stderr)
     if as_json:
         print(json.dumps(summary))
         return
@@ -175,13 +159,13 @@ def _print(summary: dict[str, Any], findings: Findings, fleet: fl.Fleet, *, as_j
         print(f"{name:>16}  {value}")
 
 
-def _live(options: argparse.Namespace, bridge: Bridge, people: fl.People) -> int:
+def _live(options: argparse.Namespace, connection: Connection) -> int:
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _frame: stopping.append(received))
-    clock = people.administrator.get("/clock")
+    clock = connection.people.administrator.get("/clock")
     now_ms = int(datetime.fromisoformat(clock["now"]).astimezone(UTC).timestamp() * 1000)
-    fleet = fl.Fleet(options.data_dir, options.seed, bridge, people, now_ms)
+    fleet = _fleet(options, connection, now_ms)
     fleet.live(options.speed, lambda: bool(stopping))
     fleet.close()
     return 0

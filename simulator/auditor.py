@@ -1,31 +1,32 @@
-"""The simulator's own books against the server's ledger.
+"""The simulator's own books against the server's ledger, pack by pack.
 
-For every slot: packs physically there, less what the ledger says, must be the itemised list of what no machine can observe.
+Two comparisons for every slot. The order of the lots in the coil, as the ledger has it, must be that of our own books, which
+were kept from what was told, without the server. And packs physically there, less what the ledger says, must be the itemised list of what no machine can observe.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
+from simulator.books import CoilBook
 from simulator.machine import SimulatedMachine
 from simulator.server_api import ServerApi
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """A slot whose difference the list does not explain."""
+    """A slot whose difference nothing explains; `check` says what was compared."""
 
     dispenser_id: str
     slot: int
-    physical: int
-    ledger: int
-    explained: int
+    check: str
+    expected: str
+    found: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.dispenser_id} slot {self.slot}: physical {self.physical} - ledger {self.ledger} "
-            f"= {self.physical - self.ledger}, explained {self.explained}"
-        )
+        return f"{self.dispenser_id} slot {self.slot}: {self.check}: expected {self.expected}, found {self.found}"
 
 
 @dataclass
@@ -50,20 +51,29 @@ class Auditor:
         findings = Findings()
         for dispenser_id, machine in machines.items():
             answer = self._server.get(f"/dispensers/{dispenser_id}")
-            ledger = {slot["slot"]: slot["units"] for slot in answer["slots"]}
+            ledger = {slot["slot"]: slot for slot in answer["slots"]}
             for slot in sorted(set(ledger) | set(machine.board.coils)):
-                self._compare_slot(findings, machine, slot, ledger.get(slot, 0))
+                _compare_slot(findings, machine, slot, ledger.get(slot, {"units": 0, "queue": []}))
         return findings
 
-    @staticmethod
-    def _compare_slot(findings: Findings, machine: SimulatedMachine, slot: int, ledger: int) -> None:
-        physical = len(machine.board.coils.get(slot, []))
-        causes = machine.unobserved.get(slot, Counter())
-        explained = sum(causes.values())
-        findings.slots += 1
-        findings.physical += physical
-        findings.ledger += ledger
-        for cause, packs in causes.items():
-            findings.itemised[cause] += packs
-        if physical - ledger != explained:
-            findings.residuals.append(Residual(machine.id, slot, physical, ledger, explained))
+
+def _compare_slot(findings: Findings, machine: SimulatedMachine, slot: int, ledger: Mapping[str, Any]) -> None:
+    def check(name: str, expected: object, found: object) -> None:
+        if expected != found:
+            findings.residuals.append(Residual(machine.id, slot, name, str(expected), str(found)))
+
+    physical, units = len(machine.board.coils.get(slot, [])), int(ledger["units"])
+    causes = machine.truth.unobserved.get(slot, Counter())
+    findings.slots += 1
+    findings.physical += physical
+    findings.ledger += units
+    findings.itemised.update(causes)
+    book = machine.truth.books.slots.get(slot) or CoilBook()
+    check(f"physically {physical}, {dict(causes)}", physical - sum(causes.values()), units)
+    check("balance", book.units, units)
+    held = [run["lot"] for run in ledger["queue"] for _ in range(run["packs"])]
+    check("lots", _runs(book.packs), _runs(held))
+
+
+def _runs(packs: list[str]) -> list[tuple[str, int]]:
+    return [(lot, len(list(run))) for lot, run in groupby(packs)]

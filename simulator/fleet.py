@@ -3,19 +3,19 @@
 import heapq
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from protocol.topics import Channel
+from simulator.bridges import Bridge
 from simulator.machine import SimulatedMachine
-from simulator.mqtt import Bridge
 from simulator.real_time import monotonic, pause
 from simulator.restockers import Crew, Steps, Work
 from simulator.server_api import ServerApi, ServerError
-from simulator.world import HOUR_MS, World, local, sites
+from simulator.world import HOUR_MS, LOCAL_MS, Site, World, local
 
 SAVE_EVERY_S: Final = 30.0
 """A simulator that is killed while it is live forgets at most so much of what is physically where."""
@@ -24,10 +24,12 @@ WINDOW_MS: Final = 6 * HOUR_MS
 SILENCE_S: Final = 3.0
 """Real seconds without any answer after which connection and server are looked at."""
 OUTGOING_WAIT_S: Final = 3.0
-SETTLE_S: Final = 0.5
-"""Real seconds in which a server that we have just met sends what it had waiting."""
 RELEASE: Final = timedelta(hours=6, minutes=30)
 BEGIN_WORK: Final = timedelta(hours=8)
+
+
+class SeedError(ValueError):
+    """A kept fleet was begun with another seed."""
 
 
 @dataclass
@@ -50,21 +52,27 @@ class Progress:
 
 
 class Fleet:
-    """All machines and people of one depot, kept in a directory."""
+    """All machines and people of one depot. `directory` keeps them between runs; None keeps everything in memory."""
 
-    def __init__(self, directory: Path, seed: int, bridge: Bridge, people: People, start_ms: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory, self._bridge, self._people = directory, bridge, people
+    def __init__(
+        self,
+        world: World,
+        sites: Sequence[Site],
+        bridge: Bridge,
+        people: People,
+        start_ms: int,
+        directory: Path | None = None,
+    ) -> None:
+        self.world, self._directory, self._bridge, self._people = world, directory, bridge, people
         state = self._read_state()
-        self.seed = int(state.get("seed", seed))
         self.now_ms = max(start_ms, int(state.get("now_ms", 0)))
-        self.world = World(self.seed)
         self.work = Work(**state.get("work", {}))
         self.machines = {
-            site.dispenser_id: SimulatedMachine(site, self.world, directory, self.now_ms, bridge.publish)
-            for site in sites()
+            site.dispenser_id: SimulatedMachine(site, world, directory, self.now_ms, bridge.publish) for site in sites
         }
-        self.crew = Crew(self.world, self.machines, people.dispatcher, people.restocker, lambda: self.now_ms, self.work)
+        self.crew = Crew(
+            world, self.machines, people.dispatcher, people.restocker, lambda: self.now_ms, self.collect, self.work
+        )
         self._desk: list[tuple[int, int, Callable[[], Steps | None]]] = []
         self._order = itertools.count()
         self._received = 0
@@ -73,14 +81,21 @@ class Fleet:
     # ------------------------------------------------------------ keeping
 
     def _read_state(self) -> dict[str, Any]:
+        if self._directory is None:
+            return {}
+        self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / "fleet.json"
         state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if state.get("seed", self.world.seed) != self.world.seed:
+            raise SeedError(f"--seed {self.world.seed}: expected {state['seed']}, with which {path} was begun")
         return state
 
     def save(self) -> None:
         """Keep where virtual time stands, and the physical truth of every machine."""
+        if self._directory is None:
+            return
         work = {name: value for name, value in vars(self.work).items() if name != "problems"}
-        state = {"seed": self.seed, "now_ms": self.now_ms, "work": work}
+        state = {"seed": self.world.seed, "now_ms": self.now_ms, "work": work}
         (self._directory / "fleet.json").write_text(json.dumps(state))
         for machine in self.machines.values():
             machine.save()
@@ -123,39 +138,40 @@ class Fleet:
     def _run_desk(self) -> None:
         while self._desk and self._desk[0][0] <= self.now_ms:
             heapq.heappop(self._desk)[2]()
-        self.crew.send_late()
+        self.crew.send_due()
 
     # ------------------------------------------------------------ virtual time
 
     def play(self, end_ms: int, patience_s: float, report: Callable[[Progress], None]) -> None:
         """Play to a virtual moment; the server's clock follows, and its jobs run on the way."""
+        self._patience_s = patience_s
         progress = Progress(self.now_ms, end_ms, self.now_ms)
-        self._synchronise(patience_s)
+        self._synchronise()
         while self.now_ms < end_ms:
-            next_window = self.now_ms - self.now_ms % WINDOW_MS + WINDOW_MS
-            target = min(end_ms, next_window, *(at_ms for at_ms, _, _ in self._desk[:1]))
+            target = min(end_ms, _next_window(self.now_ms), *(at_ms for at_ms, _, _ in self._desk[:1]))
             target = max(target, self.now_ms)
-            self._run_lanes(target, patience_s)
+            self._run_lanes(target)
             self.now_ms = target
-            self._synchronise(patience_s)
+            self._synchronise()
             self._run_desk()
             progress.now_ms, progress.facts = target, sum(machine.facts() for machine in self.machines.values())
             report(progress)
 
     def finish(self, patience_s: float) -> None:
         """End outages and send what is still to be sent, so that everything is told."""
+        self._patience_s = patience_s
         for machine in self.machines.values():
             machine.heal()
         for _ in range(20):
             self.now_ms += 30_000
-            self._run_lanes(self.now_ms, patience_s)
-            self._synchronise(patience_s)
-            self.crew.send_late(all_of_it=True)
+            self._run_lanes(self.now_ms)
+            self._synchronise()
+            self.crew.send_due(all_of_it=True)
             if not any(machine.pending() for machine in self.machines.values()):
                 return
 
-    def _run_lanes(self, end_ms: int, patience_s: float) -> None:
-        deadline = monotonic() + patience_s
+    def _run_lanes(self, end_ms: int) -> None:
+        deadline = monotonic() + self._patience_s
         waiting = {machine_id for machine_id, machine in self.machines.items() if not machine.run_until(end_ms)}
         while waiting:
             arrived = self._bridge.take(SILENCE_S)
@@ -163,7 +179,7 @@ class Fleet:
                 self._after_silence(waiting, deadline)
                 waiting = {machine_id for machine_id in waiting if not self.machines[machine_id].run_until(end_ms)}
                 continue
-            deadline = monotonic() + patience_s
+            deadline = monotonic() + self._patience_s
             machine_id = self._hand_over(*arrived)
             if machine_id in waiting and self.machines[machine_id].run_until(end_ms):
                 waiting.discard(machine_id)
@@ -191,30 +207,43 @@ class Fleet:
         except ServerError:
             return False
 
-    def _synchronise(self, patience_s: float) -> None:
-        """Bring the server's clock here, and deliver what it sends of itself because of that."""
+    def _synchronise(self) -> None:
+        """Bring the server's clock here once it has all that was told, and deliver what it sends because of that."""
+        self._bridge.settle()
         at = datetime.fromtimestamp(self.now_ms / 1000, UTC).isoformat()
-        for _ in range(4):
-            answer = self._people.administrator.post("/clock/advance", {"to": at})
-            self._await_messages(int(answer["messages_sent"]))
-            if not [machine for machine in self.machines.values() if machine.deliver()]:
-                return
-            self._run_lanes(self.now_ms, patience_s)
+        body: dict[str, Any] = {"to": at}
+        if self._told_before is not None:
+            body["after_messages"] = self._bridge.told + self._told_before
+        answer = self._people.administrator.post("/clock/advance", body)
+        self._told_before = int(answer["messages_handled"]) - self._bridge.told
+        self.collect(int(answer["messages_sent"]))
+
+    _told_before: int | None = None
+    """What the server had been told by others, or before it restarted: its count less ours."""
+
+    def collect(self, total: int) -> None:
+        """Deliver what the server has sent of itself, `total` messages since it started, and let the machines answer."""
+        self._await_messages(total)
+        if [machine for machine in self.machines.values() if machine.deliver()]:
+            self._run_lanes(self.now_ms)
 
     def _await_messages(self, total: int) -> None:
         """Wait until all that the server says it has sent so far is here; `total` begins anew when it restarts."""
         known = self._sent_before is not None and total >= self._sent_before
         self._sent_before = total
-        deadline = monotonic() + (OUTGOING_WAIT_S if known else SETTLE_S)
-        while not (known and self._received >= total + self._offset) and monotonic() < deadline:
+        deadline = monotonic() + (OUTGOING_WAIT_S if known else self._bridge.settling_s)
+        while not (known and self._received >= total + self._offset):
             arrived = self._bridge.take(0.02)
             if arrived is not None:
                 self._hand_over(*arrived)
+            elif monotonic() >= deadline:
+                break
         if not known:
             self._offset = self._received - total
 
     _sent_before: int | None = None
     _offset = 0
+    _patience_s = 120.0
 
     # ------------------------------------------------------------ the wall clock
 
@@ -248,3 +277,9 @@ class Fleet:
             self._run_desk()
         except ServerError as error:
             self.work.problems.append(str(error))
+
+
+def _next_window(now_ms: int) -> int:
+    """The next of the local hours 0, 6, 12, 18."""
+    shifted = now_ms + LOCAL_MS
+    return shifted - shifted % WINDOW_MS + WINDOW_MS - LOCAL_MS

@@ -8,9 +8,8 @@ import heapq
 import itertools
 import json
 import random
-from collections import Counter
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -21,27 +20,18 @@ from device_agent.agent import Agent
 from device_agent.moment import Moment
 from device_agent.outbox import Outbox
 from device_agent.settings import AgentSettings
-from protocol.codec import decode_fact
-from protocol.messages import TAKES_A_PACK, Outcome, Vend
 from protocol.topics import Channel
+from simulator.access import Access
 from simulator.boards.virtual_board import IDENTITY, Turn, VirtualBoard
 from simulator.faults import Injection, Kind
-from simulator.world import Site, Visitor, World, day_start_ms, local, local_hour
+from simulator.truth import Truth, kept_from_serving
+from simulator.world import Site, Visitor, World, day_start_ms, local, local_day, local_hour
 
 WILL_DELAY_MS: Final = 45_000
 """A broker notices a dead connection after one and a half keep-alives."""
 BOOT_MS: Final = 20_000
 RETRY_MS: Final = 40_000
-
-
-@dataclass
-class Tally:
-    """What happened at one machine."""
-
-    facts: int = 0
-    requests: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    events: int = 0
+SERVER_AT: Final = re.compile(rb'"server_at_ms":\d+')
 
 
 class SimulatedMachine:
@@ -51,16 +41,15 @@ class SimulatedMachine:
         self,
         site: Site,
         world: World,
-        directory: Path,
+        directory: Path | None,
         start_ms: int,
         send: Callable[[str, Channel, bytes, int, bool], None],
     ) -> None:
+        """`directory` keeps the machine's card and its physical state; None keeps both in memory, for one run."""
         self.site, self.world, self._directory, self._send = site, world, directory, send
         self.id = site.dispenser_id
         self.now_ms = start_ms
-        self.tally = Tally()
-        # Differences that no machine can observe, by slot and cause: physical stock less what the facts say.
-        self.unobserved: dict[int, Counter[str]] = {}
+        self.truth = Truth(Access(world.opening(site), start_ms))
         self.board = VirtualBoard(world.stream("board", self.id))
         self._restore()
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
@@ -71,43 +60,43 @@ class SimulatedMachine:
         self._network_down_until = 0
         self._unanswered = 0
         self._inbox: list[tuple[Channel, bytes]] = []
+        self._retained: bytes | None = None
         self._asked: Visitor | None = None
         self._wake_ms: int | None = None
         self._door_open = False
         self._lock_pulsed = False
         self._outbox = self._open()
+        self.truth.begin(self._outbox)
         self.agent = self._new_agent()
         self._boot()
         self._plan_day()
 
     # ------------------------------------------------------------ keeping
 
-    def _path(self) -> Path:
-        return self._directory / f"{self.id}.json"
-
     def _restore(self) -> None:
-        if self._path().exists():
-            value = json.loads(self._path().read_text())
+        if self._directory is None:
+            return
+        path = self._directory / f"{self.id}.json"
+        if path.exists():
+            value = json.loads(path.read_text())
             self.board.restore(value["board"])
-            self.unobserved = {int(slot): Counter(causes) for slot, causes in value["unobserved"].items()}
-            self.tally = Tally(value["facts"], value["requests"], Counter(value["outcomes"]), value["events"])
+            self.truth.restore(value["truth"])
 
     def save(self) -> None:
         """Keep the physical truth; the agent keeps its own."""
+        if self._directory is None:
+            return
+        path = self._directory / f"{self.id}.json"
         value = {
             "board": self.board.to_json(),
-            "unobserved": {str(slot): dict(causes) for slot, causes in self.unobserved.items()},
-            "facts": self.tally.facts,
-            "requests": self.tally.requests,
-            "outcomes": dict(self.tally.outcomes),
-            "events": self.tally.events,
+            "truth": self.truth.to_json(),
         }
-        temporary = self._path().with_suffix(".new")
+        temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(value))
-        temporary.replace(self._path())
+        temporary.replace(path)
 
     def _open(self) -> Outbox:
-        path = self._directory / f"{self.id}.outbox"
+        path = ":memory:" if self._directory is None else self._directory / f"{self.id}.outbox"
         return Outbox(path, self.id, durable=False, randomness=self.world.stream("stream", self.id))
 
     def _new_agent(self) -> Agent:
@@ -148,11 +137,12 @@ class SimulatedMachine:
                 self.now_ms = max(self.now_ms, end_ms)
                 return True
             self.now_ms = max(self.now_ms, due)
-            self.tally.events += 1
+            self.truth.tally.events += 1
             if planned is not None and planned <= due:
                 heapq.heappop(self._heap)[2]()
             else:
                 self._do(self.agent.tick(self.at()))
+                self._learn()
         return False
 
     def _next_wake(self) -> int | None:
@@ -165,6 +155,7 @@ class SimulatedMachine:
         """Let the agent handle an event now."""
         if self._powered:
             self._do(self.agent.handle(event, self.at()))
+            self._learn()
 
     # ------------------------------------------------------------ effects
 
@@ -201,27 +192,20 @@ class SimulatedMachine:
         self.plan(self.now_ms + turn.duration_ms, lambda: self._board_said(ended))
 
     def _board_said(self, event: ev.VendEnded | ev.BoardAnswered) -> None:
-        """Hand the board's word over, and compare what the machine then reports with what really fell."""
-        if not self._powered:
-            return
-        before = self._outbox.last_seq
         self.tell(event)
-        turn = self.board.last
-        for line in self._outbox.lines_after(before):
-            fact = decode_fact(line)
-            if isinstance(fact, Vend):
-                fell = turn.fell if turn is not None and turn.board_sequence == fact.board_sequence else 0
-                reported = 1 if fact.outcome in TAKES_A_PACK else 0
-                if fell != reported:
-                    self.note(fact.slot, _cause(fell, fact.outcome), reported - fell)
 
-    def note(self, slot: int, cause: str, difference: int) -> None:
-        """Note packs that are physically there beyond what the ledger can know (negative: missing)."""
-        self.unobserved.setdefault(slot, Counter())[cause] += difference
+    def _learn(self) -> None:
+        """Take note of what the agent has recorded, beside what really happened."""
+        if self.truth.learn(self._outbox, self.board):
+            self.truth.access.note(self._lost_to(), self.now_ms)
 
-    def counted(self, slot: int, error: int) -> None:
-        """A count puts the ledger to what was entered: all former differences of the slot are gone but its own error."""
-        self.unobserved[slot] = Counter({"miscount": -error} if error else {})
+    def _lost_to(self) -> str | None:
+        """What keeps a visitor from getting a condom now; None where nothing does."""
+        if not self._powered:
+            return "power"
+        if self._door_open:
+            return "door"
+        return kept_from_serving(self.agent, self.board, local_day(self.now_ms))
 
     # ------------------------------------------------------------ visitors
 
@@ -264,9 +248,9 @@ class SimulatedMachine:
 
     def _visit(self, visitor: Visitor) -> None:
         if not self._powered:
-            self.tally.outcomes["no_power"] += 1
+            self.truth.tally.outcomes["no_power"] += 1
             return
-        self.tally.requests += 1
+        self.truth.tally.requests += 1
         self._asked = visitor
         self.tell(ev.ProductChosen(visitor.product))
 
@@ -276,7 +260,7 @@ class SimulatedMachine:
         if message is None or visitor is None:
             return
         self._asked = None
-        self.tally.outcomes[message] += 1
+        self.truth.tally.outcomes[message] += 1
         if message in {"refused:limit", "refused:busy"} and visitor.patient:
             again = Visitor(self.now_ms + RETRY_MS, visitor.product, patient=False)
             self.plan(again.at_ms, lambda: self._visit(again))
@@ -286,7 +270,7 @@ class SimulatedMachine:
         if stocked:
             slot = self.world.stream("stolen", self.id, self.now_ms).choice(stocked)
             self.board.coils[slot].pop()
-            self.note(slot, "theft", -1)
+            self.truth.note(slot, "theft", -1)
 
     # ------------------------------------------------------------ network and mains
 
@@ -301,6 +285,9 @@ class SimulatedMachine:
         self._will = self.agent.will(self.at())
         self._link = True
         self.tell(ev.LinkUp())
+        if self._retained is not None:
+            # What a broker retains, it repeats to who subscribes.
+            self.plan(self.now_ms + 1, lambda: self._hear(Channel.DESIRED, self._retained or b""))
 
     def _link_down(self) -> None:
         if not self._link:
@@ -332,6 +319,7 @@ class SimulatedMachine:
             return
         self._link_down()
         self._powered = False
+        self.truth.access.note("power", self.now_ms)
         self.plan(until_ms + BOOT_MS, self._boot)
 
     def _boot(self) -> None:
@@ -342,6 +330,7 @@ class SimulatedMachine:
         self._asked = None
         self.agent = self._new_agent()
         self._do(self.agent.start(self.at(), self.board.life_count, self.board.last_sequence, self._door_open))
+        self._learn()
         self.plan(self.now_ms + 1_000, self._link_up)
 
     def message(self, channel: Channel, payload: bytes) -> None:
@@ -349,9 +338,11 @@ class SimulatedMachine:
         if channel is Channel.ACK:
             if self._unanswered:
                 self._unanswered -= 1
-                latency_ms = 40 + self.world.stream("latency", self.id, self.now_ms).randrange(400)
-                self.plan(self.now_ms + latency_ms, lambda: self._hear(channel, payload))
+                at_ms = self.now_ms + self.world.latency_ms(self.id, self.now_ms)
+                self.plan(at_ms, lambda: self._hear(channel, told_at(payload, at_ms)))
         else:
+            if channel is Channel.DESIRED:
+                self._retained = payload
             self._inbox.append((channel, payload))
 
     def deliver(self) -> bool:
@@ -405,14 +396,15 @@ class SimulatedMachine:
         """Facts that the server has not acknowledged."""
         return self._outbox.pending
 
+    def lines(self) -> list[bytes]:
+        """All facts of the current stream that are kept, as bytes."""
+        return list(self._outbox.lines_after(0))
+
     def facts(self) -> int:
-        """Facts of the current stream."""
-        return self._outbox.last_seq
+        """Facts recorded, in all streams."""
+        return self.truth.tally.facts
 
 
-def _cause(fell: int, outcome: Outcome) -> str:
-    if fell > 1:
-        return "double_drop"
-    if fell == 1:
-        return "fell_unseen"
-    return "did_not_fall" if outcome is not Outcome.IN_DOUBT else "in_doubt"
+def told_at(payload: bytes, at_ms: int) -> bytes:
+    """Return a server's answer as a server whose clock runs would have given it: ours stands still while lanes run."""
+    return SERVER_AT.sub(b'"server_at_ms":%d' % at_ms, payload, count=1)

@@ -13,10 +13,9 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from protocol.topics import FROM_DISPENSER, FROM_SERVER, Channel, TopicError, every, parse, topic
+from simulator.bridges import Arrived
 
 KEEPALIVE_S: Final = 30
-
-Arrived = tuple[str, Channel, bytes]
 
 
 class BridgeError(RuntimeError):
@@ -29,8 +28,10 @@ def _without_delay(_client: Client, _data: Any, opened: Any) -> None:
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-class Bridge:
+class MqttBridge:
     """Publishes for every dispenser, and hands what the server sends to a queue that the simulation empties."""
+
+    settling_s: Final = 0.5
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -47,6 +48,7 @@ class Bridge:
         self._up = threading.Event()
         self._refused: str | None = None
         self.reconnects = 0
+        self.told = 0
         self._client = Client(CallbackAPIVersion.VERSION2, clean_session=True)
         self._client.username_pw_set(parts.username, parts.password)
         self._client.reconnect_delay_set(min_delay=1, max_delay=2)
@@ -74,12 +76,16 @@ class Bridge:
     def publish(self, dispenser_id: str, channel: Channel, payload: bytes, qos: int, retain: bool) -> None:
         """Send one message; without a connection it is lost, as it would be for a machine."""
         if self._up.is_set():
+            self.told += qos > 0
             self._client.publish(topic(dispenser_id, channel), payload, qos=qos, retain=retain)
 
     @property
     def connected(self) -> bool:
         """Whether the broker has us."""
         return self._up.is_set()
+
+    def settle(self) -> None:
+        """Nothing to do: what is published is on its way."""
 
     def take(self, timeout_s: float) -> Arrived | None:
         """Wait for one message."""
@@ -118,7 +124,7 @@ class Heard:
     wall_ms: int
 
 
-class Listener(Bridge):
+class Listener(MqttBridge):
     """The other end of the wire: hears what one dispenser says, and speaks to it as its server."""
 
     def __init__(self, url: str, dispenser_id: str) -> None:

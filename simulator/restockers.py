@@ -15,6 +15,7 @@ from simulator.server_api import ServerApi, ServerError
 from simulator.world import World, local
 
 MINUTE_MS: Final = 60_000
+AT_THE_LOCK_MS: Final = 5_000
 MISCOUNT_SD: Final = 0.3
 """Boxes a refill or a count is off by (demand_model.json, stock_drift)."""
 FINISHED_OFFLINE: Final = 0.1
@@ -25,16 +26,17 @@ Steps = Generator[int, None, None]
 
 @dataclass
 class Work:
-    """What the people did."""
+    """What the people did, and what their phones have not sent yet: (due at, visit, its operations)."""
 
     visits: int = 0
     packs_loaded: int = 0
     late_visits: int = 0
+    kept: list[tuple[int, str, list[dict[str, Any]]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 class Crew:
-    """The people of one depot."""
+    """The people of one depot. `collect` waits for what the server has sent, given how many messages that were."""
 
     def __init__(
         self,
@@ -43,11 +45,11 @@ class Crew:
         dispatcher: ServerApi,
         restocker: ServerApi,
         now_ms: Callable[[], int],
+        collect: Callable[[int], object],
         work: Work,
     ) -> None:
         self._world, self._machines, self._now_ms, self.work = world, machines, now_ms, work
-        self._dispatcher, self._restocker = dispatcher, restocker
-        self._later: list[tuple[int, str, list[dict[str, Any]]]] = []
+        self._dispatcher, self._restocker, self._collect = dispatcher, restocker, collect
 
     def release(self) -> None:
         """Release the newest plan if nobody has; the work begins with it."""
@@ -61,12 +63,12 @@ class Crew:
         orders += self._restocker.get("/work-orders?state=picked")["items"]
         return [self._tour(order["id"]) for order in orders]
 
-    def send_late(self, *, all_of_it: bool = False) -> None:
-        """Send what was entered without a signal and is due now."""
-        due = [entry for entry in self._later if all_of_it or entry[0] <= self._now_ms()]
-        self._later = [entry for entry in self._later if entry not in due]
-        for _, visit_id, operations in due:
-            self._post_operations(visit_id, operations)
+    def send_due(self, *, all_of_it: bool = False) -> None:
+        """Send what phones have kept and is due now: some visits end without a signal."""
+        due = [entry for entry in self.work.kept if all_of_it or entry[0] <= self._now_ms()]
+        for entry in due:
+            self._post_operations(entry[1], entry[2])
+            self.work.kept.remove(entry)
 
     def _tour(self, work_order_id: str) -> Steps:
         order = self._restocker.get(f"/work-orders/{work_order_id}")
@@ -96,25 +98,30 @@ class Crew:
         self._restocker.post(f"/work-orders/{order['id']}/pick", body)
 
     def _visit(self, stop: dict[str, Any], van: dict[tuple[str, str], int]) -> Steps:
-        machine = self._machines[stop["dispenser_id"]]
-        visit_id = stop["visit_id"]
+        """Arrive and unlock; then everything happens in the machine's own lane, and is told when the door is closed."""
+        machine, visit_id = self._machines[stop["dispenser_id"]], stop["visit_id"]
+        draw = machine.randomness("visit")
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/arrive"))
         if machine.online:
-            self._try(lambda: self._restocker.post(f"/visits/{visit_id}/unlock"))
-            yield 5_000
-        session = machine.open_door(by_key=not machine.unlocked)
-        yield MINUTE_MS
-        draw = machine.randomness("visit")
-        operations = self._work_on_slots(machine, stop, van, session, draw)
-        yield draw.randrange(4, 9) * MINUTE_MS
-        machine.close_door()
-        yield 30_000
+            self._try(lambda: self._collect(self._restocker.post(f"/visits/{visit_id}/unlock")["messages_sent"]))
+        opens_ms = self._now_ms() + AT_THE_LOCK_MS
+        closes_ms = opens_ms + MINUTE_MS + draw.randrange(4, 9) * MINUTE_MS
+        tells_ms = closes_ms + AT_THE_LOCK_MS
+        is_late = draw.random() < FINISHED_OFFLINE
+        due_ms = tells_ms + draw.randrange(2, 9) * 60 * MINUTE_MS * is_late
+        sessions: list[str | None] = []
+
+        def serve() -> None:
+            operations = self._work_on_slots(machine, stop, van, sessions[0], draw)
+            self.work.kept.append((due_ms, visit_id, operations))
+
+        machine.plan(opens_ms, lambda: sessions.append(machine.open_door(by_key=not machine.unlocked)))
+        machine.plan(opens_ms + MINUTE_MS, serve)
+        machine.plan(closes_ms, machine.close_door)
+        yield tells_ms - self._now_ms()
         self.work.visits += 1
-        if draw.random() < FINISHED_OFFLINE:
-            self.work.late_visits += 1
-            self._later.append((self._now_ms() + draw.randrange(2, 9) * 60 * MINUTE_MS, visit_id, operations))
-        else:
-            self._post_operations(visit_id, operations)
+        self.work.late_visits += is_late
+        self.send_due()
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/close"))
 
     def _work_on_slots(
@@ -126,8 +133,8 @@ class Crew:
         draw: random.Random,
     ) -> list[dict[str, Any]]:
         """Count every slot, take expired packs out, and load what was picked, as far as the coil has room."""
-        today = local(self._now_ms()).date().isoformat()
-        entered_at = datetime.fromtimestamp(self._now_ms() / 1000, UTC).isoformat()
+        today = local(machine.now_ms).date().isoformat()
+        entered_at = datetime.fromtimestamp(machine.now_ms / 1000, UTC).isoformat()
         operations: list[dict[str, Any]] = []
 
         def enter(slot: int, kind: str, **fields: Any) -> None:
@@ -135,13 +142,14 @@ class Crew:
             name = self._operation_id(stop["visit_id"], index)
             common = {"operation_id": name, "index": index, "session": session, "entered_at": entered_at}
             operations.append({**common, "kind": kind, "slot": slot, **fields})
+            machine.truth.books.entered(kind, slot, fields)
 
         lots = machine.agent.plan.lots
         for slot, plan in sorted(machine.agent.plan.slots.items()):
             coil = machine.board.coils.setdefault(slot, [])
             error = _off_by(draw, len(coil))
             enter(slot, "count", counted=len(coil) + error)
-            machine.counted(slot, error)
+            machine.truth.counted(slot, error)
             expired = [lot for lot in dict.fromkeys(coil) if self._is_expired(lots, plan.product, lot, today)]
             for lot in expired:
                 packs = machine.board.take_out(slot, lot)
@@ -157,7 +165,7 @@ class Crew:
                 if packs + wrong > 0:
                     enter(slot, "refill", product=pick["product"], lot=pick["lot"], packs=packs + wrong)
                 if wrong:
-                    machine.note(slot, "refill_misentered", -wrong)
+                    machine.truth.note(slot, "refill_misentered", -wrong)
         return operations
 
     @staticmethod

@@ -1,24 +1,49 @@
-"""The server's REST API, as a restocker's phone uses it."""
+"""The server's REST API, as a restocker's phone uses it: over HTTP, or in this process."""
 
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import httpx2 as httpx
 
 from simulator.real_time import monotonic, pause
+
+UNAUTHORIZED: Final = 401
+REFUSED: Final = 400
+FAILED: Final = 500
+
+Transport = Callable[[str, str, Any, Mapping[str, str]], tuple[int, bytes]]
+"""(method, path, JSON body or None, headers) to (status, body); raises ServerAwayError."""
 
 
 class ServerError(RuntimeError):
     """The server refuses, or does not answer within our patience."""
 
 
+class ServerAwayError(RuntimeError):
+    """Nothing answers at the moment."""
+
+
+class HttpTransport:
+    """Requests over HTTP, each on a connection that is kept open."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url.rstrip("/"), timeout=30)
+
+    def __call__(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        try:
+            answer = self._client.request(method, path, json=body, headers=dict(headers))
+        except httpx.TransportError as error:
+            raise ServerAwayError(f"{type(error).__name__}: {error}") from error
+        return answer.status_code, answer.content
+
+
 class ServerApi:
     """One signed-in person."""
 
-    def __init__(self, url: str, user: str, password: str, patience_s: float = 120) -> None:
-        self._patience_s = patience_s
+    def __init__(self, transport: Transport, user: str, password: str, patience_s: float = 120) -> None:
+        self._transport, self._patience_s = transport, patience_s
         self._user, self._password = user, password
-        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", timeout=30)
-        self._ready_url = f"{url.rstrip('/')}/readyz"
         self._token: str | None = None
 
     def sign_in(self) -> None:
@@ -37,8 +62,8 @@ class ServerApi:
     def is_ready(self) -> bool:
         """Tell whether the server says that it is ready, now."""
         try:
-            return self._client.get(self._ready_url).is_success
-        except httpx.TransportError:
+            return self._transport("GET", "/readyz", None, {})[0] < REFUSED
+        except ServerAwayError:
             return False
 
     def _send(self, method: str, path: str, body: Any, *, signed: bool = True) -> Any:
@@ -49,22 +74,19 @@ class ServerApi:
                 self.sign_in()
             headers = {"Authorization": f"Bearer {self._token}"} if signed else {}
             try:
-                answer = self._client.request(method, path, json=body, headers=headers)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
+                status, answer = self._transport(method, f"/api/v1{path}", body, headers)
+            except ServerAwayError as error:
+                problem = str(error)
             else:
-                if answer.status_code == httpx.codes.UNAUTHORIZED and signed:
+                if status == UNAUTHORIZED and signed:
                     self._token = None
                     continue
-                if answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-                    if answer.is_error:
-                        raise ServerError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
-                    return answer.json()
-                problem = f"{answer.status_code} {answer.text[:200]}"
+                words = answer.decode(errors="replace")[:300]
+                if REFUSED <= status < FAILED:
+                    raise ServerError(f"{method} {path}: {status} {words}")
+                if status < REFUSED:
+                    return json.loads(answer)
+                problem = f"{status} {words}"
             if monotonic() > deadline:
                 raise ServerError(f"{method} {path}: {problem}")
             pause(0.5)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()

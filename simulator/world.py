@@ -23,7 +23,7 @@ LOCAL: Final = timezone(timedelta(hours=8), "Asia/Shanghai")
 DAY_MS: Final = 86_400_000
 HOUR_MS: Final = 3_600_000
 EPOCH: Final = date(1970, 1, 1)
-UTC_OFFSET_MS: Final = 8 * HOUR_MS
+LOCAL_MS: Final = 8 * HOUR_MS
 XUEJIADAO: Final = "370211003"
 """The street of the beaches."""
 BETWEEN_PACKS_MS: Final = (25_000, 70_000)
@@ -77,17 +77,17 @@ def local(at_ms: int) -> datetime:
 
 def local_day(at_ms: int) -> date:
     """Return the local day of a virtual moment."""
-    return EPOCH + timedelta(days=(at_ms + UTC_OFFSET_MS) // DAY_MS)
+    return EPOCH + timedelta(days=(at_ms + LOCAL_MS) // DAY_MS)
 
 
 def local_hour(at_ms: int) -> int:
     """Return the local hour of a virtual moment."""
-    return (at_ms + UTC_OFFSET_MS) % DAY_MS // HOUR_MS
+    return (at_ms + LOCAL_MS) % DAY_MS // HOUR_MS
 
 
 def day_start_ms(day: date) -> int:
     """Return the first moment of a local day."""
-    return (day - EPOCH).days * DAY_MS - UTC_OFFSET_MS
+    return (day - EPOCH).days * DAY_MS - LOCAL_MS
 
 
 @dataclass(frozen=True, slots=True)
