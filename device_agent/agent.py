@@ -2,15 +2,16 @@
 
 import random
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any, Final, assert_never
 
 from device_agent import events as ev
 from device_agent.config import ConfigMixin
-from device_agent.dispensing import DispensingMixin
+from device_agent.dispensing import BOARD_SEQUENCE_MAX, DispensingMixin
 from device_agent.doors import DoorMixin
-from device_agent.effects import Display, Effect, Publish, Show, SlotShown
+from device_agent.effects import Display, Effect, Publish, SlotShown
 from device_agent.faults import OWN_TEST, TEST_AGAIN_MS
+from device_agent.local_time import LocalTime
 from device_agent.machine import Change as Step
 from device_agent.machine import State, after
 from device_agent.moment import Moment
@@ -19,14 +20,14 @@ from device_agent.outbox import Outbox, OutboxError, SlotBook
 from device_agent.quota import Quota
 from device_agent.sending import Sender
 from device_agent.settings import AgentSettings
-from device_agent.vending import Plan, refusal_of_stock
-from device_agent.watch import Change, Watch
+from device_agent.storing import StorageMixin, planned
+from device_agent.vending import refusal_of_stock
+from device_agent.watch import Watch
 from protocol.codec import CodecError, decode_ack, encode
 from protocol.messages import (
     Board,
     ClockChanged,
     Count,
-    Desired,
     LotPacks,
     Refill,
     SlotClaim,
@@ -38,13 +39,12 @@ from protocol.messages import (
 from protocol.topics import Channel
 
 CLOCK_JUMP_MS: Final = 120_000
-STORAGE_RETRY_MS: Final = 30_000
 DAY_MS: Final = 86_400_000
 CLAIMS_PER_FACT: Final = 12
 """Slots in one stock_level fact: a dozen with several lots each stay well below the limit of 4 KiB."""
 
 
-class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
+class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
     """One dispenser. `handle` and `tick` return what the world is to do; `at` is always given."""
 
     def __init__(
@@ -55,8 +55,8 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self.sender = Sender(outbox, randomness, settings.ack_timeout_s, settings.silence_s_max)
         self.state = State.STARTING
         self._quota = Quota()
-        desired = outbox.meta.get("desired")
-        self.plan = Plan.of(None if desired is None else Desired.model_validate(desired, strict=False))
+        self.plan = planned(outbox.meta.get("desired"))
+        self._time = LocalTime(settings.utc_offset_min, int(outbox.meta.get("trusted_wall_ms", 0)))
         self._door_open = False
         self._key_on = False
         self._unlocked_ms: int | None = None
@@ -64,12 +64,12 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._link_up = False
         self.session_began_ms = 0
         self._readings = ev.SensorRead()
-        self._offset_ms: int | None = None
+        self._clock: Moment | None = None
         self._vitals_due_ms = 0
-        self._stock_due_wall_ms: int | None = None
+        self._stock_due_ms: int | None = None
         self._stock_jitter_ms = randomness.randrange(0, 3_600_000)
         self._vend_due_ms: int | None = None
-        self._storage_due_ms: int | None = None
+        self._board_before: tuple[int | None, int | None] = (None, None)
         self._test_due_ms: int | None = None
         self.watch = Watch(self.has_fault)
 
@@ -79,20 +79,20 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         return {"at_ms": at.wall_ms, "mono_ms": at.mono_ms, "boot_id": self._boot_id, "clock_trusted": at.trusted}
 
     def _local(self, at: Moment) -> datetime:
-        """Local time as far as it is known: never before the latest trusted moment the machine remembers."""
-        floor = int(self.outbox.meta.get("trusted_wall_ms", 0))
-        wall_ms = at.wall_ms if at.trusted else max(floor, at.wall_ms)
-        return datetime.fromtimestamp(wall_ms / 1000, UTC) + timedelta(minutes=self.settings.utc_offset_min)
+        return self._time.now(at)
 
     def _today(self, at: Moment) -> date:
         return self._local(at).date()
 
     def _watch_clock(self, at: Moment) -> None:
-        offset = at.wall_ms - at.mono_ms
-        if self._offset_ms is not None and abs(offset - self._offset_ms) > CLOCK_JUMP_MS:
-            self._keep(ClockChanged(**self._when(at), was_ms=max(0, at.mono_ms + self._offset_ms)))
-            self._stock_due_wall_ms = None
-        self._offset_ms = offset
+        before, self._clock = self._clock, at
+        if before is None:
+            return
+        was_offset_ms = before.wall_ms - before.mono_ms
+        if abs(at.wall_ms - at.mono_ms - was_offset_ms) > CLOCK_JUMP_MS:
+            self._time.jumped(was_offset_ms, was_trusted=before.trusted)
+            self._stock_due_ms = None
+            self._keep(ClockChanged(**self._when(at), was_ms=max(0, at.mono_ms + was_offset_ms)))
 
     # ------------------------------------------------------------ the two ways in
 
@@ -100,28 +100,38 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self, at: Moment, life_count: int | None = None, last_board_sequence: int | None = None, door_open: bool = False
     ) -> list[Effect]:
         """Begin: settle what a former run left open, and say so."""
-        self._offset_ms = at.wall_ms - at.mono_ms
+        self._clock = at
         self._vitals_due_ms = at.mono_ms + self._randomness.randrange(0, 60_000)
-        outbox = self.outbox
-        if "board_sequence" not in outbox.meta:
-            outbox.record(meta={"board_sequence": last_board_sequence or 0})
+        self._board_before = life_count, last_board_sequence
+        self._door_open = door_open
+        try:
+            return self._begin(at)
+        except OutboxError as error:
+            return self._storage_failed(error, at)
+
+    def _begin(self, at: Moment) -> list[Effect]:
+        outbox, (life_count, last_board_sequence) = self.outbox, self._board_before
+        outbox.reserve.keep()
+        self._follow_board(last_board_sequence)
         self._keep(self.started(at, "new_stream" if outbox.last_seq == 0 else "start", life_count))
+        self._begun = True
         self._finish_interrupted_orders(at)
         if self.has_fault("VMC_OFFLINE"):
             self._test_due_ms = at.mono_ms + TEST_AGAIN_MS
-        effects: list[Effect] = []
-        if self.state is State.OUT_OF_SERVICE:
-            return effects
-        if outbox.intents:
-            self.state = after(self.state, Step.VEND_BEGAN)
-            effects += self._ask_about(outbox.intents[0], life_count, at)
-        else:
+        if self.state is State.STARTING:
             self.state = after(self.state, Step.RECOVERED)
-        if door_open:
-            effects += self._door_opened(at, life_count)
-        elif outbox.meta.get("door_session"):
-            self._close_session(at, life_count)
-        return effects
+        return self._go_on(life_count, at)
+
+    def _follow_board(self, last_board_sequence: int | None) -> None:
+        """Number vends on from the board's last one: an outbox that is new, or came from an old card, is behind it.
+
+        A number that the board has run already would be answered with its old result, and turn nothing.
+        """
+        own = self.outbox.meta.get("board_sequence")
+        last = last_board_sequence or 0
+        ahead = 0 if own is None else (last - own) % BOARD_SEQUENCE_MAX
+        if own is None or (last and not self.outbox.intents and 0 < ahead < BOARD_SEQUENCE_MAX // 2):
+            self._keep(meta={"board_sequence": last})
 
     def started(self, at: Moment, reason: Any, life_count: int | None = None) -> Started:
         """The first word of an agent, or of a stream."""
@@ -135,13 +145,21 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         )
 
     def handle(self, event: ev.Event, at: Moment) -> list[Effect]:
-        """Take one event; returns what is to be done."""
-        self._watch_clock(at)
+        """Take one event; returns what is to be done. Raises OutboxDamagedError where only a new start helps."""
         try:
+            self._watch_clock(at)
             effects = self._handle(event, at)
-        except OutboxError:
-            effects = self._storage_failed(at)
-        return effects + self.sender.pump(at)
+        except OutboxError as error:
+            if isinstance(event, ev.VendEnded | ev.BoardAnswered):
+                self._unkept = event
+            effects = self._storage_failed(error, at)
+        return effects + self._send(self.sender.pump, at)
+
+    def _send(self, send: Callable[[Moment], list[Effect]], at: Moment) -> list[Effect]:
+        try:
+            return send(at)
+        except OutboxError as error:
+            return self._storage_failed(error, at)
 
     def _handle(self, event: ev.Event, at: Moment) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - one arm an event
         match event:
@@ -149,11 +167,8 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
                 return self._choose(slot, at)
             case ev.ProductChosen(product):
                 return self._choose_product(product, at)
-            case ev.VendEnded():
-                return self._vend_ended(event, at)
-            case ev.BoardAnswered():
-                result = event.result or self._without_answer()
-                return self._vend_ended(ev.VendEnded(event.board_sequence, result, None, event.life_count), at)
+            case ev.VendEnded() | ev.BoardAnswered():
+                return self._vend_answered(event, at)
             case ev.DoorChanged(is_open, life_count):
                 return self._door_opened(at, life_count) if is_open else self._door_closed(at, life_count)
             case ev.ServiceKeyTurned(on):
@@ -174,7 +189,7 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
             case ev.LinkUp():
                 return self._link_came_up(at)
             case ev.LinkDown():
-                self._link_up = False
+                self._link_up = self._link_waits = False
                 self.sender.link_down()
                 return []
             case ev.MessageArrived(channel, payload):
@@ -191,67 +206,34 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
 
     def tick(self, at: Moment) -> list[Effect]:
         """Do what is due."""
-        self._watch_clock(at)
         effects: list[Effect] = []
         try:
+            self._watch_clock(at)
             if self._storage_due_ms is not None and at.mono_ms >= self._storage_due_ms:
                 effects += self._try_storage(at)
-            if self._vend_due_ms is not None and at.mono_ms >= self._vend_due_ms:
+            in_service = self.state is not State.OUT_OF_SERVICE
+            if in_service and self._vend_due_ms is not None and at.mono_ms >= self._vend_due_ms:
                 effects += self._vend_overdue(at)
-            if self.watch.due_ms is not None and at.mono_ms >= self.watch.due_ms:
+            if in_service and self.watch.due_ms is not None and at.mono_ms >= self.watch.due_ms:
                 self.note(self.watch.look(at.mono_ms), at)
-            if self._test_due_ms is not None and at.mono_ms >= self._test_due_ms:
+            if in_service and self._test_due_ms is not None and at.mono_ms >= self._test_due_ms:
                 effects += self._test_controller(at)
             if at.mono_ms >= self._vitals_due_ms:
                 effects += self._vitals(at)
-            if at.wall_ms >= self._stock_due(at):
+            if in_service and self._time.now_ms(at) >= self._stock_due(at):
                 self._tell_stock(at)
-        except OutboxError:
-            effects += self._storage_failed(at)
-        return effects + self.sender.tick(at)
+        except OutboxError as error:
+            effects += self._storage_failed(error, at)
+        return effects + self._send(self.sender.tick, at)
 
     def wakes_at_ms(self) -> int | None:
         """The monotonic time of the next tick that has something to do."""
-        offset = self._offset_ms or 0
-        stock_ms = None if self._stock_due_wall_ms is None else self._stock_due_wall_ms - offset
-        due = [self.sender.wakes_at_ms(), self._vitals_due_ms, stock_ms, self._vend_due_ms, self._storage_due_ms]
-        due += [self.watch.due_ms, self._test_due_ms]
-        return min(ms for ms in due if ms is not None)
-
-    # ------------------------------------------------------------ storage
-
-    def _keep(self, *facts: Any, **changes: Any) -> None:
-        """Commit, or be out of service."""
-        try:
-            self.outbox.record(*facts, **changes)
-        except OutboxError:
-            if self.state is not State.OUT_OF_SERVICE:
-                self.outbox.give_up_reserve()
-                self.state = after(self.state, Step.STORAGE_FAILED)
-            raise
-
-    def _storage_failed(self, at: Moment) -> list[Effect]:
-        """Nothing can be committed, so nothing is vended: better no pack than one that nobody counts."""
+        due = [self.sender.wakes_at_ms(), self._vitals_due_ms, self._storage_due_ms]
         if self.state is not State.OUT_OF_SERVICE:
-            self.state = after(self.state, Step.STORAGE_FAILED)
-        self._storage_due_ms = at.mono_ms + STORAGE_RETRY_MS
-        return [Show(self.display())]
-
-    def _try_storage(self, at: Moment) -> list[Effect]:
-        detail = "out of service until it could write again"
-        self.note([Change("STORAGE_FULL", raised=True, detail=detail), Change("STORAGE_FULL", raised=False)], at)
-        self._storage_due_ms = None
-        self.state = after(self.state, Step.STORAGE_BACK)
-        effects: list[Effect] = []
-        if self.outbox.intents:
-            self.state = after(self.state, Step.VEND_BEGAN)
-            effects += self._ask_about(self.outbox.intents[0], None, at)
-        if self._door_open:
-            self._door_open = False
-            effects += self._door_opened(at, None)
-        elif self.outbox.meta.get("door_session"):
-            self._close_session(at, None)
-        return effects
+            due += [self._vend_due_ms, self.watch.due_ms, self._test_due_ms]
+            if self._stock_due_ms is not None and self._clock is not None:
+                due.append(self._stock_due_ms - self._time.offset_ms(self._clock))
+        return min(ms for ms in due if ms is not None)
 
     # ------------------------------------------------------------ what the machine tells
 
@@ -274,17 +256,17 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         return [Publish(Channel.VITALS, encode(vitals), qos=0)]
 
     def _stock_due(self, at: Moment) -> int:
-        """Wall time of the next daily stock level: a fixed local hour, spread over it by machine."""
-        if self._stock_due_wall_ms is None:
+        """Believed time of the next daily stock level: a fixed local hour, spread over it by machine."""
+        if self._stock_due_ms is None:
             offset_ms = self.settings.utc_offset_min * 60_000
             hour_ms = self.settings.stock_level_hour * 3_600_000 + self._stock_jitter_ms
-            local = at.wall_ms + offset_ms
+            local = self._time.now_ms(at) + offset_ms
             due = local - local % DAY_MS + hour_ms
-            self._stock_due_wall_ms = (due if due > local else due + DAY_MS) - offset_ms
-        return self._stock_due_wall_ms
+            self._stock_due_ms = (due if due > local else due + DAY_MS) - offset_ms
+        return self._stock_due_ms
 
     def _tell_stock(self, at: Moment) -> None:
-        self._stock_due_wall_ms = None
+        self._stock_due_ms = None
         claims = [
             SlotClaim(slot=slot, queue=[LotPacks(lot=lot, packs=packs) for lot, packs in self.book(slot).queue])
             for slot in sorted(self.plan.slots)
@@ -294,9 +276,10 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._stock_due(at)
 
     def _link_came_up(self, at: Moment) -> list[Effect]:
+        self._link_waits = True
         session = int(self.outbox.meta.get("session", 0)) + 1
         self._keep(meta={"session": session})
-        self._link_up = True
+        self._link_up, self._link_waits = True, False
         self.session_began_ms = at.mono_ms
         self.sender.link_up()
         return [Publish(Channel.STATUS, self._status(session, at, online=True), qos=1, retain=True)]
@@ -319,6 +302,8 @@ class Agent(DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         try:
             if channel is Channel.ACK:
                 answer = decode_ack(payload)
+                if self._time.told(answer.server_at_ms, at):
+                    self._stock_due_ms = None
                 self._compare_clock(answer, at)
                 return self.sender.answered(answer, at)
             return arms[channel](payload, at) if channel in arms else []

@@ -6,6 +6,7 @@ from typing import Any, Final
 from device_agent import events as ev
 from device_agent.effects import AskBoard, Effect, RunMotor, Show
 from device_agent.faults import SLOT_CODES, TEST_AGAIN_MS, FaultsMixin
+from device_agent.local_time import LocalTime
 from device_agent.machine import Change as Step
 from device_agent.machine import State, after
 from device_agent.moment import Moment
@@ -33,6 +34,7 @@ class DispensingMixin(FaultsMixin):
     _quota: Quota
     _key_on: bool
     _vend_due_ms: int | None
+    _time: LocalTime
 
     def _choose_product(self, product: str, at: Moment) -> list[Effect]:
         """Prefer a slot that can give, and of those the pack that expires first."""
@@ -66,7 +68,8 @@ class DispensingMixin(FaultsMixin):
         return [RunMotor(slot, sequence)]
 
     def _trusted(self, at: Moment) -> dict[str, int]:
-        return {"trusted_wall_ms": at.wall_ms} if at.trusted else {}
+        known = self._time.known(at)
+        return {} if known is None else {"trusted_wall_ms": known}
 
     def _limits(self) -> Any:
         return self.plan.desired.limits if self.plan.desired else NO_LIMITS
@@ -107,6 +110,12 @@ class DispensingMixin(FaultsMixin):
         if order_id is not None:
             return self.order_done(order_id, ok=False, detail=f"refused: {refusal}", at=at)
         return [Show(self.display(message=f"refused:{refusal}"))]
+
+    def _vend_answered(self, event: ev.VendEnded | ev.BoardAnswered, at: Moment) -> list[Effect]:
+        """Take the board's word on a vend, told by itself or asked for."""
+        if isinstance(event, ev.BoardAnswered):
+            event = ev.VendEnded(event.board_sequence, event.result or self._without_answer(), None, event.life_count)
+        return self._vend_ended(event, at)
 
     def _vend_ended(self, event: ev.VendEnded, at: Moment) -> list[Effect]:
         intent = next((i for i in self.outbox.intents if i.board_sequence == event.board_sequence), None)

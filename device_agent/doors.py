@@ -5,6 +5,7 @@ from typing import Final
 
 from device_agent.effects import Effect, Show
 from device_agent.faults import FaultsMixin
+from device_agent.local_time import LocalTime
 from device_agent.machine import Change as Step
 from device_agent.machine import State, after
 from device_agent.moment import Moment
@@ -19,7 +20,7 @@ class DoorMixin(FaultsMixin):
     """The part of the agent that watches the door."""
 
     _randomness: random.Random
-    _door_open: bool
+    _time: LocalTime
     _key_on: bool
     _unlocked_ms: int | None
     _unlock_order: str | None
@@ -44,7 +45,11 @@ class DoorMixin(FaultsMixin):
                 order_id=self._unlock_order if recently else None,
                 life_count=life_count,
             )
-            meta = {"door_session": session, "door_opened_ms": at.wall_ms, "door_unauthorised": not authorised}
+            meta = {
+                "door_session": session,
+                "door_opened_ms": self._time.now_ms(at),
+                "door_unauthorised": not authorised,
+            }
             self._keep(opened, *facts, meta=meta | faults)
         in_visit = not self.outbox.meta.get("door_unauthorised")
         self.note(self.watch.door(at.mono_ms, is_open=True, in_visit=in_visit), at)
@@ -67,7 +72,8 @@ class DoorMixin(FaultsMixin):
         session = meta.get("door_session")
         if not session:
             return
-        open_ms = max(0, at.wall_ms - int(meta.get("door_opened_ms", at.wall_ms)))
+        now_ms = self._time.now_ms(at)
+        open_ms = max(0, now_ms - int(meta.get("door_opened_ms", now_ms)))
         closed = DoorClosed(**self._when(at), session=session, open_ms=open_ms, life_count=life_count)
         facts, faults = self.fault_facts(
             at, cleared=self._ended_by_a_visit(unauthorised=bool(meta.get("door_unauthorised")))
@@ -81,7 +87,7 @@ class DoorMixin(FaultsMixin):
         """What somebody with the right to be here has seen and put right."""
         if unauthorised:
             return []
-        over = ["DOOR_OPEN_UNAUTH"]
+        over = ["DOOR_OPEN_UNAUTH", "STORAGE_DAMAGED"]
         over += [] if self.watch.tampered else ["VANDALISM"]
         over += [] if self.watch.curtain_is_blocked else ["DROP_SENSOR_BLOCKED"]
         return [(code, None) for code in over]

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from device_agent import events as ev
 from device_agent.effects import Effect, SelfTest
+from device_agent.machine import State
 from device_agent.moment import Moment
 from device_agent.ports import AgentParts
 from device_agent.watch import Change, Watch
@@ -101,7 +102,8 @@ class FaultsMixin(AgentParts):
         self._readings = event
         full = self.outbox.pending * 100 // self.settings.pending_facts_max
         changes = self.watch.read(event, max(full, event.storage_pct or 0), at.mono_ms)
-        if changes:
+        # Out of service, the fault of the storage is over when it can be written to again, and not before.
+        if changes and self.state is not State.OUT_OF_SERVICE:
             self.note(changes, at)
         return []
 

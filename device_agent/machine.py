@@ -29,9 +29,8 @@ class Change(StrEnum):
 
 TRANSITIONS: Final[dict[tuple[State, Change], State]] = {
     (State.STARTING, Change.RECOVERED): State.READY,
-    (State.STARTING, Change.VEND_BEGAN): State.VENDING,  # an open intent is asked of the board
     (State.STARTING, Change.STORAGE_FAILED): State.OUT_OF_SERVICE,
-    (State.READY, Change.VEND_BEGAN): State.VENDING,
+    (State.READY, Change.VEND_BEGAN): State.VENDING,  # also after a start, when an open intent is asked of the board
     (State.READY, Change.DOOR_OPENED): State.DOOR_OPEN,
     (State.READY, Change.STORAGE_FAILED): State.OUT_OF_SERVICE,
     (State.VENDING, Change.VEND_ENDED): State.READY,

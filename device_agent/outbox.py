@@ -1,155 +1,158 @@
 """The machine's durable memory: one SQLite file with its numbered, chained facts and the stock they stand for.
 
-Everything durable happens in `record`: one transaction, committed before anything is done about it. What is held in
-memory is a mirror that changes only after the commit.
+Everything durable happens in one transaction, committed before anything is done about it. What is held in memory is a
+mirror that changes only after the commit. When the disk fails in a commit, the file is opened anew and looked at: the
+commit happened, or it did not, and until that is known nothing is recorded.
 """
 
 import json
 import random
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from device_agent.seal import Mark, Reserve, Seal, row_sum
+from device_agent.stock import Intent, SlotBook
+from device_agent.storage_errors import OutboxDamagedError, OutboxError, at_opening, code_of
 from protocol.codec import cut, encode_fact, first_digest, next_digest
 from protocol.messages import Fact
 from protocol.versions import KEPT_FACT_DAYS
 
-RESERVE_BYTES: Final = 256 * 1024
-"""A file given up when the disk is full: on a full disk SQLite cannot even delete."""
+__all__ = ["Intent", "Outbox", "OutboxDamagedError", "OutboxError", "SlotBook", "open_or_set_aside"]
 
 DAY_MS: Final = 86_400_000
 
 SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (seq INTEGER PRIMARY KEY, line BLOB NOT NULL, digest BLOB NOT NULL, at_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (seq INTEGER PRIMARY KEY, line BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS former_facts (stream_id TEXT, seq INTEGER, line BLOB NOT NULL, PRIMARY KEY (stream_id, seq));
-CREATE TABLE IF NOT EXISTS intents (board_sequence INTEGER PRIMARY KEY, intent TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS slots (slot INTEGER PRIMARY KEY, book TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS orders (order_id TEXT PRIMARY KEY, kind TEXT NOT NULL, outcome TEXT, detail TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (kind TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seal (number INTEGER PRIMARY KEY, digest BLOB NOT NULL);
 """
 
-
-BEGINS: Final = {"acked_through": 0, "books_version": 0, "given_up_through": 0}
+BEGINS: Final[dict[str, Any]] = {
+    "acked_through": 0,
+    "books_version": 0,
+    "given_up_through": 0,
+    "given_up_digest": None,
+    "acked_days": [],
+}
 """What is known of a stream that begins."""
 
-
-class OutboxError(RuntimeError):
-    """The outbox cannot be read or written: nothing may be vended."""
-
-
-class OutboxDamagedError(OutboxError):
-    """The file's own chain does not add up; it is set aside whole, and a new stream begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """A vend that was begun: committed before the motor turns."""
-
-    board_sequence: int
-    slot: int
-    product: str | None
-    lot: str | None
-    test: bool = False
-    order_id: str | None = None
-    life_count: int | None = None
-
-
-@dataclass(slots=True)
-class SlotBook:
-    """What the machine believes of a slot: its queue of (lot, packs), a reason that blocks it, whether to try it if empty."""
-
-    queue: list[tuple[str, int]] = field(default_factory=list)
-    blocked_by: str | None = None
-    try_once: bool = False
-
-    def front(self) -> str | None:
-        """The lot of the next pack."""
-        return self.queue[0][0] if self.queue else None
-
-    def less_one(self) -> "SlotBook":
-        """The same book without its front pack; an empty one stays empty."""
-        if not self.queue:
-            return self.copy()
-        (lot, packs), *rest = self.queue
-        return SlotBook(([(lot, packs - 1)] if packs > 1 else []) + rest, self.blocked_by, self.try_once)
-
-    def copy(self) -> "SlotBook":
-        """A copy to change."""
-        return SlotBook(list(self.queue), self.blocked_by, self.try_once)
+Changes = dict[tuple[str, str], str | None]
+"""New values of state rows by (kind, name); None deletes. Kinds: meta, slot, intent, order."""
 
 
 class Outbox:
     """The file and its mirror. `durable` is synchronous=FULL; without it a power cut may lose what was committed last."""
 
+    meta: dict[str, Any]
+    slots: dict[int, SlotBook]
+    intents: list[Intent]
+
     def __init__(
         self, path: Path | str, dispenser_id: str, *, durable: bool = True, randomness: random.Random | None = None
     ) -> None:
         self.dispenser_id = dispenser_id
-        self._path = None if str(path) == ":memory:" else Path(path)
-        self._randomness = randomness
+        self._path, self._durable, self._randomness = path, durable, randomness
+        beside = None if str(path) == ":memory:" else Path(path)
+        self.reserve = Reserve(beside and beside.with_suffix(".reserve"))
+        self._mark = Mark(beside.with_suffix(".mark") if beside and durable else None)
+        self._unsure = False
         try:
-            self._db = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-            self._db.execute("PRAGMA busy_timeout=5000")
-            self._db.executescript(SCHEMA)
-            self._load()
-        except sqlite3.DatabaseError as error:
-            raise OutboxDamagedError(f"outbox {path}: {error}") from error
-        self._keep_reserve()
+            self._open()
+        except OutboxDamagedError:
+            raise
+        except OutboxError:
+            # On a full disk not even the index of the write-ahead log can be made.
+            if not self.reserve.give_up():
+                raise
+            self._open()
 
     # ------------------------------------------------------------ opening
 
+    def _open(self) -> None:
+        try:
+            self._db = sqlite3.connect(str(self._path), isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA busy_timeout=5000")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
+            found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != "ok":
+                raise OutboxDamagedError(f"outbox {self._path}: {found}")
+            self._db.executescript(SCHEMA)
+            self._load()
+        except OutboxError:
+            self._db.close()
+            raise
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            with suppress(AttributeError):
+                self._db.close()
+            raise at_opening(error, self._path) from error
+
     def _load(self) -> None:
-        self.meta: dict[str, Any] = {k: json.loads(v) for k, v in self._db.execute("SELECT key, value FROM meta")}
-        if "stream_id" not in self.meta:
-            with self._transaction():
-                self._put_meta({"stream_id": self._new_stream_id(), "dispenser_id": self.dispenser_id})
-        if self.meta["dispenser_id"] != self.dispenser_id:
-            raise OutboxError(
-                f"outbox belongs to dispenser_id {self.meta['dispenser_id']!r}: expected {self.dispenser_id!r}"
-            )
-        self.slots = {slot: _read_book(book) for slot, book in self._db.execute("SELECT slot, book FROM slots")}
-        self.intents = [Intent(**json.loads(row[0])) for row in self._db.execute("SELECT intent FROM intents")]
+        self._rows = {(kind, name): value for kind, name, value in self._db.execute("SELECT * FROM state")}
+        self._sum = sum(row_sum(*key, value) for key, value in self._rows.items())
+        sealed = self._db.execute("SELECT number, digest FROM seal").fetchall()
+        if not sealed and not self._rows and self._db.execute("SELECT count(*) FROM facts").fetchone() == (0,):
+            self._begin_new()
+            return
+        if len(sealed) != 1:
+            raise OutboxDamagedError(f"outbox {self._path}: {len(sealed)} seals: expected 1")
+        self._seal = Seal(*sealed[0])
+        self._mirror()
         self._check_chain()
+        if Seal.of(self._seal.number, self._sum, self.last_seq, self.last_digest) != self._seal:
+            raise OutboxDamagedError(f"outbox {self._path}: books, intents and orders do not give the stored seal")
+        self._mark.compare(self._seal)
+        if self.meta["dispenser_id"] != self.dispenser_id:
+            found = self.meta["dispenser_id"]
+            raise OutboxError(f"outbox belongs to dispenser_id {found!r}: expected {self.dispenser_id!r}")
+
+    def _begin_new(self) -> None:
+        stream_id = self._new_stream_id()
+        self.meta, self.slots, self.intents = {}, {}, []
+        self.last_seq, self.last_digest = 0, first_digest(self.dispenser_id, stream_id)
+        self._seal = Seal(0, b"")
+        self._mark.compare(self._seal)
+        self._commit(_meta_rows({"stream_id": stream_id, "dispenser_id": self.dispenser_id}))
+
+    def _mirror(self) -> None:
+        rows = {kind: {n: v for (k, n), v in self._rows.items() if k == kind} for kind in ("meta", "slot", "intent")}
+        self.meta = {name: json.loads(value) for name, value in rows["meta"].items()}
+        self.slots = {int(name): SlotBook.from_json(value) for name, value in rows["slot"].items()}
+        self.intents = [Intent(**json.loads(value)) for value in rows["intent"].values()]
 
     def _check_chain(self) -> None:
         """Compute the chain of all facts again: one flipped byte shows."""
-        self.last_seq = int(self.meta.get("given_up_through", 0))
-        given_up = self.meta.get("given_up_digest") if self.last_seq else None
-        self.last_digest = bytes.fromhex(given_up) if given_up else first_digest(self.dispenser_id, self.stream_id)
-        first = self._db.execute("SELECT seq, line, digest FROM facts ORDER BY seq")
-        for seq, line, digest in first:
-            if self.last_seq == 0 and seq > 1:  # given up by a version that kept no digest of it
-                self.last_seq, self.last_digest = seq, digest
-                continue
+        self.last_seq, self.last_digest = self._given_up()
+        for seq, line, digest in self._db.execute("SELECT seq, line, digest FROM facts ORDER BY seq"):
             if seq != self.last_seq + 1 or next_digest(self.last_digest, line) != digest:
                 raise OutboxDamagedError(f"fact {seq}: its bytes do not give the stored digest")
             self.last_seq, self.last_digest = seq, digest
-        self.recorded_at_ms = 0
 
     def _new_stream_id(self) -> str:
         if self._randomness is not None:
             return f"{self._randomness.getrandbits(128):032x}"
         return secrets.token_hex(16)
 
-    def _keep_reserve(self) -> None:
-        if self._path is None:
-            return
-        reserve = self._path.with_suffix(".reserve")
-        with suppress(OSError):
-            if not reserve.exists():
-                reserve.write_bytes(b"\0" * RESERVE_BYTES)
+    def recover(self) -> None:
+        """After a failure of the disk: open the file anew and find what was committed; raises OutboxError while unsure.
 
-    def give_up_reserve(self) -> None:
-        """Make room on a full disk."""
-        if self._path is not None:
-            with suppress(OSError):
-                self._path.with_suffix(".reserve").unlink(missing_ok=True)
+        What is found is written to the file itself once more: a disk that failed to sync has perhaps forgotten it since.
+        """
+        self._unsure = True
+        with suppress(sqlite3.Error):
+            self._db.close()
+        self._open()
+        try:
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise OutboxError(f"outbox: {error}") from error
+        self._unsure = bool(busy)
 
     # ------------------------------------------------------------ what is known
 
@@ -158,6 +161,11 @@ class Outbox:
         """The id of the current stream."""
         stream_id: str = self.meta["stream_id"]
         return stream_id
+
+    @property
+    def unsure(self) -> bool:
+        """Whether it is unknown if the last commit happened: nothing is recorded before `recover` has found out."""
+        return self._unsure
 
     @property
     def acked_through(self) -> int:
@@ -169,49 +177,60 @@ class Outbox:
         """Facts that the server has not acknowledged."""
         return self.last_seq - self.acked_through
 
+    def _given_up(self) -> tuple[int, bytes]:
+        """The last fact that was given up, and its digest; the beginning of the stream where none was."""
+        through, digest = self.meta.get("given_up_through", 0), self.meta.get("given_up_digest")
+        if digest is None:
+            return 0, first_digest(self.meta["dispenser_id"], self.stream_id)
+        return through, bytes.fromhex(digest)
+
     def digest(self, seq: int) -> bytes:
-        """Return the digest of a kept fact, or of the stream's beginning; raises OutboxError for one that was pruned."""
+        """Return the digest of a kept fact, or of the one before them; raises OutboxError for one that was pruned."""
         if seq == self.last_seq:
             return self.last_digest
-        if seq == 0:
-            return first_digest(self.dispenser_id, self.stream_id)
-        if seq == self.meta.get("given_up_through"):
-            return bytes.fromhex(self.meta["given_up_digest"])
-        row = self._db.execute("SELECT digest FROM facts WHERE seq = ?", (seq,)).fetchone()
-        if row is None:
+        given_up, digest = self._given_up()
+        if seq == given_up:
+            return digest
+        rows = self._read("SELECT digest FROM facts WHERE seq = ?", seq)
+        if not rows:
             raise OutboxError(f"fact {seq}: not kept any more")
-        digest: bytes = row[0]
-        return digest
+        found: bytes = rows[0][0]
+        return found
 
     def lines(self, first_seq: int, facts_max: int) -> list[bytes]:
-        """Return the lines of one batch beginning at `first_seq`."""
-        rows = self._db.execute("SELECT line FROM facts WHERE seq >= ? ORDER BY seq LIMIT ?", (first_seq, facts_max))
-        return cut((row[0] for row in rows), facts_max)
+        """Return the lines of one batch beginning at `first_seq`; raises OutboxDamagedError where they are not what was kept."""
+        query = "SELECT line, digest FROM facts WHERE seq >= ? ORDER BY seq LIMIT ?"
+        rows = self._read(query, first_seq, facts_max)
+        digest = self.digest(first_seq - 1)
+        for place, (line, stored) in enumerate(rows):
+            digest = next_digest(digest, line)
+            if digest != stored:
+                raise OutboxDamagedError(f"fact {first_seq + place}: its bytes do not give the stored digest")
+        return cut((line for line, _ in rows), facts_max)
 
     def lines_after(self, seq: int) -> Iterator[bytes]:
         """Yield all kept lines after a fact."""
-        for row in self._db.execute("SELECT line FROM facts WHERE seq > ? ORDER BY seq", (seq,)):
-            yield row[0]
+        yield from (line for (line,) in self._read("SELECT line FROM facts WHERE seq > ? ORDER BY seq", seq))
+
+    def _read(self, query: str, *arguments: object) -> list[Any]:
+        try:
+            return self._db.execute(query, arguments).fetchall()
+        except sqlite3.Error as error:
+            raise OutboxError(f"outbox: {error}") from error
 
     def oldest_kept(self) -> int:
-        """Return the first fact that is kept; one past the last when none is."""
-        row = self._db.execute("SELECT min(seq) FROM facts").fetchone()
-        return self.last_seq + 1 if row[0] is None else int(row[0])
-
-    def first_to_send(self) -> int:
-        """Return the first fact that can still be sent: its bytes are kept, and so is the digest before it."""
-        oldest = self.oldest_kept()
-        return oldest if oldest == int(self.meta.get("given_up_through", 0)) + 1 else oldest + 1
+        """Return the first fact that is kept, with the digest before it; one past the last when none is."""
+        return self._given_up()[0] + 1
 
     def order(self, order_id: str) -> tuple[str, str | None, str] | None:
         """Return (kind, outcome or None while it runs, detail) of an order that was begun."""
-        query = "SELECT kind, outcome, coalesce(detail, '') FROM orders WHERE order_id = ?"
-        row: tuple[str, str | None, str] | None = self._db.execute(query, (order_id,)).fetchone()
-        return row
+        row = self._rows.get(("order", order_id))
+        return None if row is None else tuple(json.loads(row))
 
     def open_orders(self) -> list[tuple[str, str]]:
         """Return (order_id, kind) of orders that were begun and have no answer."""
-        return list(self._db.execute("SELECT order_id, kind FROM orders WHERE outcome IS NULL"))
+        orders = ((name, json.loads(value)) for (kind, name), value in self._rows.items() if kind == "order")
+        return [(name, kind) for name, (kind, outcome, _) in orders if outcome is None]
 
     # ------------------------------------------------------------ what is recorded
 
@@ -228,32 +247,85 @@ class Outbox:
 
         `begin` and `end` add and remove an intent (by board sequence); `order` is (order_id, kind, outcome, detail).
         """
-        encoded = []
-        seq, digest = self.last_seq, self.last_digest
-        for fact in facts:
-            line = encode_fact(fact)
+        changes = _meta_rows(meta or {})
+        changes |= {("slot", str(slot)): book.to_json() for slot, book in (slots or {}).items()}
+        if begin is not None:
+            changes["intent", str(begin.board_sequence)] = json.dumps(asdict(begin))
+        if end is not None:
+            changes["intent", str(end)] = None
+        if order is not None:
+            changes["order", order[0]] = json.dumps(order[1:])
+        self._commit(changes, [encode_fact(fact) for fact in facts])
+
+    def _commit(
+        self,
+        changes: Changes,
+        lines: Sequence[bytes] = (),
+        statements: Sequence[tuple[str, tuple[object, ...]]] = (),
+        after: tuple[int, bytes] | None = None,
+    ) -> None:
+        """Commit lines, changes and statements under the next seal, the lines `after` the chain's end if no other is given.
+
+        Raises OutboxError, and then nothing has happened.
+        """
+        if self._unsure:
+            raise OutboxError("outbox: unsure whether the last commit happened")
+        seq, digest = after or (self.last_seq, self.last_digest)
+        chained = []
+        for line in lines:
             seq, digest = seq + 1, next_digest(digest, line)
-            encoded.append((seq, line, digest, fact.at_ms))
+            chained.append((seq, line, digest))
+        total = self._sum
+        for key, value in changes.items():
+            former = self._rows.get(key)
+            total -= 0 if former is None else row_sum(*key, former)
+            total += 0 if value is None else row_sum(*key, value)
+        seal = Seal.of(self._seal.number + 1, total, seq, digest)
         try:
             with self._transaction():
-                self._db.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", encoded)
-                for slot, book in (slots or {}).items():
-                    text = json.dumps(asdict(book))
-                    self._db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?)", (slot, text))
-                if begin is not None:
-                    text = json.dumps(asdict(begin))
-                    self._db.execute("INSERT INTO intents VALUES (?, ?)", (begin.board_sequence, text))
-                if end is not None:
-                    self._db.execute("DELETE FROM intents WHERE board_sequence = ?", (end,))
-                if order is not None:
-                    self._db.execute("INSERT OR REPLACE INTO orders VALUES (?, ?, ?, ?)", order)
-                self._put_meta(meta or {})
-        except (sqlite3.Error, OSError) as error:
-            raise OutboxError(f"outbox: {error}") from error
+                self._write(changes, chained, seal)
+                for statement, arguments in statements:
+                    self._db.execute(statement, arguments)
+        except sqlite3.Error as error:
+            self._look_up(seal, error)
+            return
+        self._sum, self._seal = total, seal
         self.last_seq, self.last_digest = seq, digest
-        self.meta.update(meta or {})
-        self.slots.update(slots or {})
-        self.intents = [i for i in self.intents if i.board_sequence != end] + ([begin] if begin else [])
+        self._mirror_changes(changes)
+        self._mark.write(seal)
+
+    def _write(self, changes: Changes, chained: list[tuple[int, bytes, bytes]], seal: Seal) -> None:
+        self._db.executemany("INSERT INTO facts VALUES (?, ?, ?)", chained)
+        for key, value in changes.items():
+            if value is None:
+                self._db.execute("DELETE FROM state WHERE kind = ? AND name = ?", key)
+            else:
+                self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (*key, value))
+        self._db.execute("DELETE FROM seal")
+        self._db.execute("INSERT INTO seal VALUES (?, ?)", (seal.number, seal.digest))
+
+    def _mirror_changes(self, changes: Changes) -> None:
+        for (kind, name), value in changes.items():
+            if value is None:
+                self._rows.pop((kind, name), None)
+            else:
+                self._rows[kind, name] = value
+            if kind == "meta" and value is not None:
+                self.meta[name] = json.loads(value)
+            elif kind == "slot" and value is not None:
+                self.slots[int(name)] = SlotBook.from_json(value)
+            elif kind == "intent":
+                self.intents = [intent for intent in self.intents if str(intent.board_sequence) != name]
+                self.intents += [] if value is None else [Intent(**json.loads(value))]
+
+    def _look_up(self, seal: Seal, error: sqlite3.Error) -> None:
+        """Find out whether a commit that failed happened after all; raises OutboxError where it did not, or nobody knows."""
+        # A full disk leaves no doubt: the commit's last page was not written.
+        if code_of(error) not in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY}:
+            self.recover()
+            if self._seal == seal:
+                return
+        raise OutboxError(f"outbox: {error}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -266,59 +338,38 @@ class Outbox:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _put_meta(self, values: Mapping[str, Any]) -> None:
-        rows = [(key, json.dumps(value)) for key, value in values.items()]
-        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
-        if "stream_id" in values:
-            self.meta.update(values)
+    def acknowledge(self, through_seq: int, epoch: int, server_at_ms: int) -> None:
+        """Note the server's cursor; facts acknowledged KEPT_FACT_DAYS ago by the server's clock are given up, once a day.
 
-    def acknowledge(self, through_seq: int, epoch: int, at_ms: int) -> None:
-        """Note the server's cursor; what is older than KEPT_FACT_DAYS and acknowledged is given up, once a day."""
-        self.record(meta={"acked_through": through_seq, "epoch": epoch})
-        if at_ms - self.recorded_at_ms > DAY_MS:
-            self.recorded_at_ms = at_ms
-            with suppress(sqlite3.Error):
-                self._give_up(through_seq, at_ms - KEPT_FACT_DAYS * DAY_MS)
-
-    def _give_up(self, through_seq: int, oldest_ms: int) -> None:
-        """Give up what lies before the first fact that is still to be kept, whatever a wrong clock says of those behind it.
-
-        The digest of the last one given up is kept: the chain goes on from it.
+        The machine's own clock decides nothing here: it may jump by years.
         """
-        query = "SELECT min(seq) FROM facts WHERE seq >= ? OR at_ms >= ?"
-        (first,) = self._db.execute(query, (through_seq, oldest_ms)).fetchone()
-        last = self._db.execute("SELECT seq, digest FROM facts WHERE seq = ?", ((first or 0) - 1,)).fetchone()
-        if last is None:
+        day = server_at_ms // DAY_MS
+        days: list[list[int]] = [known for known in self.meta.get("acked_days", []) if known[0] < day]
+        old = [seq for then, seq in days if then <= day - KEPT_FACT_DAYS and seq <= through_seq]
+        kept = [[then, seq] for then, seq in days if then > day - KEPT_FACT_DAYS]
+        meta: dict[str, Any] = {"acked_through": through_seq, "epoch": epoch, "acked_days": [*kept, [day, through_seq]]}
+        if not old or old[-1] <= self._given_up()[0]:
+            self.record(meta=meta)
             return
-        given_up = {"given_up_through": last[0], "given_up_digest": last[1].hex()}
-        with self._transaction():
-            self._db.execute("DELETE FROM facts WHERE seq < ?", (first,))
-            self._put_meta(given_up)
-        self.meta.update(given_up)
+        meta |= {"given_up_through": old[-1], "given_up_digest": self.digest(old[-1]).hex()}
+        self._commit(_meta_rows(meta), statements=[("DELETE FROM facts WHERE seq <= ?", (old[-1],))])
 
     def begin_stream(self) -> None:
         """Begin a new stream; the facts of the former one are kept aside."""
         stream_id = self._new_stream_id()
-        try:
-            with self._transaction():
-                self._db.execute(
-                    "INSERT OR REPLACE INTO former_facts SELECT ?, seq, line FROM facts", (self.stream_id,)
-                )
-                self._db.execute("DELETE FROM facts")
-                self._put_meta(BEGINS | {"stream_id": stream_id})
-        except (sqlite3.Error, OSError) as error:
-            raise OutboxError(f"outbox: {error}") from error
-        self.meta.update(BEGINS | {"stream_id": stream_id})
-        self.last_seq, self.last_digest = 0, first_digest(self.dispenser_id, stream_id)
+        meta = BEGINS | {"stream_id": stream_id}
+        aside = "INSERT OR REPLACE INTO former_facts SELECT ?, seq, line FROM facts"
+        statements: list[tuple[str, tuple[object, ...]]] = [(aside, (self.stream_id,)), ("DELETE FROM facts", ())]
+        self._commit(_meta_rows(meta), (), statements, after=(0, first_digest(self.dispenser_id, stream_id)))
 
     def close(self) -> None:
         """Close the file."""
+        self._mark.close()
         self._db.close()
 
 
-def _read_book(text: str) -> SlotBook:
-    value = json.loads(text)
-    return SlotBook([(lot, packs) for lot, packs in value["queue"]], value["blocked_by"], value["try_once"])
+def _meta_rows(meta: Mapping[str, Any]) -> Changes:
+    return {("meta", name): json.dumps(value) for name, value in meta.items()}
 
 
 def open_or_set_aside(
@@ -331,8 +382,11 @@ def open_or_set_aside(
         number = 1
         while (aside := path.with_suffix(f".damaged-{number}")).exists():
             number += 1
-        path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+        try:
+            path.rename(aside)
+            for beside in (Path(f"{path}-wal"), Path(f"{path}-shm"), path.with_suffix(".mark")):
+                if beside.exists():
+                    beside.rename(f"{aside}{beside.name.removeprefix(path.stem)}")
+        except OSError as refused:
+            raise OutboxError(f"{error}; it cannot be set aside: {refused.strerror}") from refused
         return Outbox(path, dispenser_id, durable=durable, randomness=randomness), f"{error}; kept as {aside.name}"

@@ -5,9 +5,10 @@ from datetime import date, datetime
 from typing import Any
 
 from device_agent.effects import Display, Effect
+from device_agent.events import BoardAnswered, VendEnded
 from device_agent.machine import State
 from device_agent.moment import Moment
-from device_agent.outbox import Outbox, SlotBook
+from device_agent.outbox import Intent, Outbox, SlotBook
 from device_agent.sending import Sender
 from device_agent.settings import AgentSettings
 from device_agent.vending import Plan
@@ -22,6 +23,7 @@ class AgentParts:
     plan: Plan
     session_began_ms: int
     state: State
+    _door_open: bool
 
     def _when(self, at: Moment) -> dict[str, Any]:
         raise NotImplementedError
@@ -58,4 +60,22 @@ class AgentParts:
 
     def display(self, message: str | None = None) -> Display:
         """What the screen shows."""
+        raise NotImplementedError
+
+    def _vend_answered(self, event: VendEnded | BoardAnswered, at: Moment) -> list[Effect]:
+        raise NotImplementedError
+
+    def _ask_about(self, intent: Intent, life_count: int | None, at: Moment) -> list[Effect]:
+        raise NotImplementedError
+
+    def _door_opened(self, at: Moment, life_count: int | None) -> list[Effect]:
+        raise NotImplementedError
+
+    def _close_session(self, at: Moment, life_count: int | None) -> None:
+        raise NotImplementedError
+
+    def _begin(self, at: Moment) -> list[Effect]:
+        raise NotImplementedError
+
+    def _link_came_up(self, at: Moment) -> list[Effect]:
         raise NotImplementedError

@@ -67,7 +67,7 @@ class Sender:
     def _rewind(self) -> None:
         self._in_flight.clear()
         self._resent_from = None
-        asked, kept = self._outbox.acked_through + 1, self._outbox.first_to_send()
+        asked, kept = self._outbox.acked_through + 1, self._outbox.oldest_kept()
         self._next_seq, self._oldest_seq = max(asked, kept), kept if kept > asked else None
 
     def pump(self, at: Moment) -> list[Effect]:
@@ -109,7 +109,7 @@ class Sender:
             return []
         if message.server_epoch > epoch or message.through_seq > outbox.acked_through:
             rewinds = message.through_seq < outbox.acked_through
-            outbox.acknowledge(message.through_seq, message.server_epoch, at.wall_ms)
+            outbox.acknowledge(message.through_seq, message.server_epoch, message.server_at_ms)
             if rewinds:
                 # The server was restored from a backup: only then may its cursor be lower than we remember.
                 self._rewind()

@@ -34,6 +34,9 @@ class LineFault(StrEnum):
 class Wire(Protocol):
     """A board's end of the wire, without I/O: bytes in, messages out, at a monotonic time."""
 
+    heard: int
+    """Good frames that came."""
+
     def advance(self, now_s: float, received: bytes) -> list[bytes]:
         """Take what arrived and return the messages that are due."""
         ...

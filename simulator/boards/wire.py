@@ -30,6 +30,7 @@ noise SHARE              spoil this share of all messages, both ways
 silent on|off            the board has no power, the wire is there
 unplug, plug             the adapter is pulled out and put back
 state                    show what is physically there
+wire                     show what was heard: good frames, repeats, answers that came late (fafb)
 help, quit
 """
 
@@ -77,6 +78,8 @@ def _obey(line: PtyLine, board: PhysicalBoard, words: list[str]) -> str:  # noqa
             line.plug_in()
         case ["state"]:
             return _state(board)
+        case ["wire"]:
+            return _wire(line.wire)
         case ["help"]:
             return HELP.rstrip()
         case _:
@@ -88,6 +91,12 @@ def _state(board: PhysicalBoard) -> str:
     coils = ", ".join(f"{slot}: {len(coil)} packs" for slot, coil in sorted(board.coils.items())) or "no packs"
     cabinet = ", ".join(f"{name} {getattr(board, name)}" for name in CABINET)
     return f"{coils}; jammed {sorted(board.jammed)}; {board.turns} turns, life count {board.life_count}; {cabinet}"
+
+
+def _wire(wire: Wire) -> str:
+    if isinstance(wire, FafbWire):
+        return f"{wire.heard} frames heard, {wire.repeats} repeated, {wire.late_answers} later than 100 ms"
+    return f"{wire.heard} frames heard"
 
 
 def _say(text: str) -> None:

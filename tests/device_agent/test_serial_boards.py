@@ -1,9 +1,5 @@
 """The drivers of real boards on real ptys: frames that hold, wires that fail, ports that vanish, power that is cut."""
 
-import signal
-import sqlite3
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,13 +22,9 @@ from device_agent.hal import fafb_frames as fafb
 from device_agent.hal.fafb_board import open_board as open_fafb
 from device_agent.hal.fafb_frames import Command, Frame
 from device_agent.hal.ports import BoardError
-from protocol.codec import decode_fact
-from protocol.messages import Outcome, Vend
-from simulator.boards.line import LineFault, PtyLine
+from simulator.boards.line import LineFault
 from simulator.boards.physical_board import Fault, board_of
-from tests.conftest import scratch_directory
 from tests.device_agent.lines import Polled, fafb_line
-from tests.device_agent.machines import Bench
 
 VENDS = st.builds(
     lambda number, sensor, slot: Frame(Command.DRIVE, number, bytes((sensor, 0)) + fafb.selection(slot)),
@@ -290,77 +282,3 @@ def test_a_damaged_note_is_no_matter_to_pass_over(tmp_path: Path) -> None:
     note.write_text('{"sequence": 1')
     with fafb_line(tmp_path) as (line, _, _), pytest.raises(BoardError, match=r"board\.memory"):
         open_fafb({"port": line.path, "memory": str(note)})
-
-
-AGENT = """
-dispenser_id = "HD-001"
-outbox = "{here}/outbox.sqlite"
-[broker]
-host = "127.0.0.1"
-port = 1
-tls = false
-[board]
-driver = "device_agent.hal.fafb_board:open_board"
-port = "{port}"
-memory = "{here}/note.json"
-"""
-
-
-class Kiosk:
-    """The real agent process on a pty; visitors use the controller's keypad."""
-
-    def __init__(self, here: Path, line: PtyLine) -> None:
-        self.here = here
-        bench = Bench(here / "outbox.sqlite").loaded(("GOOD", 5))
-        bench.outbox.close()
-        self.config = here / "agent.toml"
-        self.config.write_text(AGENT.format(here=here, port=line.path))
-        self.process = self.started()
-
-    def started(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, "-m", "device_agent", "--config", str(self.config)])
-
-    def power_cut(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process = self.started()
-
-    def vends(self) -> list[Vend]:
-        database = sqlite3.connect(self.here / "outbox.sqlite")
-        facts = [decode_fact(line) for (line,) in database.execute("SELECT line FROM facts ORDER BY seq")]
-        database.close()
-        return [fact for fact in facts if isinstance(fact, Vend)]
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0
-
-
-def until(holds: Any, seconds: float = 20) -> None:
-    ends_s = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < ends_s
-        time.sleep(0.02)
-
-
-def test_an_agent_process_on_the_wire_is_killed_while_the_motor_turns_and_yields_exactly_one_fact() -> None:
-    with scratch_directory() as here, fafb_line(here, board_of(vend_s=(1.0, 1.0)), poll_s=0.1) as (line, board, wire):
-        board.load(1, "GOOD", 5)
-        kiosk = Kiosk(here, line)
-        until(lambda: wire.heard > 3)
-        wire.press(1)
-        until(lambda: board.turns)
-        kiosk.power_cut()
-        until(lambda: [vend.outcome for vend in kiosk.vends()] == [Outcome.DELIVERED])
-        wire.press(1)
-        until(lambda: len(kiosk.vends()) == 2)
-        kiosk.stop()
-        first, second = kiosk.vends()
-        assert (first.slot, first.lot, first.outcome, second.outcome) == (
-            1,
-            "GOOD",
-            Outcome.DELIVERED,
-            Outcome.DELIVERED,
-        )
-        assert second.board_sequence == (first.board_sequence or 0) + 1
-        assert (board.turns, len(board.coils[1])) == (2, 3)

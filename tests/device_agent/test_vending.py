@@ -166,7 +166,7 @@ def test_after_a_power_cut_the_board_is_asked_what_became_of_the_vend(
     (motor,) = bench.tell(ev.SlotChosen(1))
     assert isinstance(motor, ef.RunMotor)
     asked = bench.power_cut().start()
-    assert asked == [ef.AskBoard(motor.board_sequence)]
+    assert ef.AskBoard(motor.board_sequence) in asked
     bench.tell(ev.BoardAnswered(motor.board_sequence, answer))
     assert last_vend(bench).outcome is outcome
     assert sum(packs for _, packs in bench.outbox.slots[1].queue) == left

@@ -43,7 +43,9 @@ class Witness:
     def stream(self) -> Stream:
         """Read the outbox as it is on disk, while the agent may be writing it."""
         with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True, timeout=20)) as db:
-            meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+            meta = {
+                key: json.loads(value) for key, value in db.execute("SELECT name, value FROM state WHERE kind = 'meta'")
+            }
             lines = {seq: bytes(line) for seq, line in db.execute("SELECT seq, line FROM facts ORDER BY seq")}
         return Stream(meta["stream_id"], lines, int(meta.get("acked_through", 0)), max(lines, default=0))
 

@@ -215,6 +215,7 @@ def test_a_board_in_a_process_of_its_own_is_driven_and_keeps_its_memory_through_
     assert polled.ended(9)[0].result is BoardResult.DROPPED
     assert wire.say("state").startswith("3: 3 packs; jammed []; 2 turns, life count 2; door_open False")
     polled.driver.close()
+    assert "frames heard" in wire.say("wire")
     wire.process.send_signal(signal.SIGTERM)
     assert wire.process.wait(10) == 0
     assert not os.path.lexists(tmp_path / "port")
