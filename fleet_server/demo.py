@@ -101,9 +101,7 @@ class Demo:
                 self._say("the last history was not played to its end; beginning it anew")
                 postgres.remove()
                 shutil.rmtree(self._machines)
-            database, address = postgres.start(), broker.start(clean=anew)
-            database_url = database.application_url
-            migrate(database.url)
+            database_url, address = postgres.start().url, broker.start(clean=anew)
             is_new = self._prepare(database_url)
             self._start_server(database_url, address)
             self._parts = (postgres, broker)
@@ -146,7 +144,8 @@ class Demo:
         self._say(f"the {name} has ended; starting it again ...")
 
     def _prepare(self, database_url: str) -> bool:
-        """Make sites and users; returns whether there is no history yet."""
+        """Make schema, sites, users; returns whether there is no history yet."""
+        migrate(database_url)
         database = Database(database_url)
         passwords = self._passwords()
         with database.begin() as connection:

@@ -24,6 +24,7 @@ ACCESS: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/api/v1/dispensers/{dispenser_id}/facts"): STAFF,
     ("GET", "/api/v1/stock"): STAFF,
     ("GET", "/api/v1/ledger/movements"): DESK,
+    ("GET", "/api/v1/ledger/audit"): frozenset({A}),
     ("GET", "/api/v1/depot"): STAFF,
     ("POST", "/api/v1/depot/receipts"): frozenset({D, A}),
     ("GET", "/api/v1/lots"): STAFF,

@@ -10,6 +10,7 @@ from fleet_server.clock import system_now
 from fleet_server.errors import ConflictError, ForbiddenError, InputError
 from fleet_server.jobs import clockwork
 from fleet_server.ledger import depot, lots, reading
+from fleet_server.ledger.audit import audit
 from fleet_server.ledger.movements import Verdict
 from fleet_server.ledger.telling import tell_desired
 from fleet_server.planning import service as planning
@@ -113,6 +114,15 @@ def movements(
     names = ("id", "source", "target", "product", "lot", "units", "reason", "actor", "cause", "at", "booked_at")
     rows = reading.movements(connection, account, limit)
     return m.MovementList(items=[m.MovementItem(**{name: getattr(row, name) for name in names}) for row in rows])
+
+
+@router.get("/ledger/audit", tags=["stock"])
+def audited(parts: Parts) -> m.Audit:
+    """Recompute every balance twice, from movements and from facts and operations; takes as long as there is history."""
+    with parts.database.begin() as connection:
+        report = audit(connection)
+    counts = {name: getattr(report, name) for name in ("movements", "facts", "operations", "accounts")}
+    return m.Audit(**counts, differences=[str(difference) for difference in report.differences])
 
 
 @router.get("/depot", tags=["depot"])

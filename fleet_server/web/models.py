@@ -152,6 +152,14 @@ class MovementList(Model):
     items: list[MovementItem]
 
 
+class Audit(Model):
+    movements: int
+    facts: int
+    operations: int
+    accounts: int
+    differences: list[str]
+
+
 class LotStock(Model):
     product: str
     lot: str
