@@ -21,6 +21,8 @@ class Kind(StrEnum):
 
     VISITOR_COMES = "visitor_comes"
     NETWORK_FAILS = "network_fails"
+    ACKS_LOST = "acks_lost"
+    SERVER_SILENT = "server_silent"
     SIGNAL_WEAK = "signal_weak"
     SIM_DENIED = "sim_denied"
     MAINS_FAILS = "mains_fails"
@@ -68,6 +70,8 @@ class Form(NamedTuple):
 FORMS: Final[dict[Kind, Form]] = {
     Kind.VISITOR_COMES: Form(until="no", slot="may", value="may", unit="the code of a product"),
     Kind.NETWORK_FAILS: Form(until="yes", codes=("NET_LOSS", "COMM_RELIABILITY_LOW")),
+    Kind.ACKS_LOST: Form(until="yes"),
+    Kind.SERVER_SILENT: Form(until="yes"),
     Kind.SIGNAL_WEAK: Form(value="may", unit="dBm", codes=("NET_WEAK",)),
     Kind.SIM_DENIED: Form(codes=("SIM_FAULT",)),
     Kind.MAINS_FAILS: Form(until="yes", codes=("POWER_LOSS", "BATTERY_LOW")),

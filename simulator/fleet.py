@@ -63,7 +63,7 @@ class Fleet:
         start_ms: int,
         directory: Path | None = None,
     ) -> None:
-        self.world, self._directory, self._bridge, self._people = world, directory, bridge, people
+        self.world, self._directory, self._bridge, self.people = world, directory, bridge, people
         state = self._read_state()
         self.now_ms = max(start_ms, int(state.get("now_ms", 0)))
         self.work = Work(**state.get("work", {}))
@@ -115,17 +115,18 @@ class Fleet:
             at_ms = int(at.timestamp() * 1000)
             if at_ms < self.now_ms:
                 at_ms += 24 * HOUR_MS
-            self._at_desk(at_ms, what)
+            self.at_desk(at_ms, what)
 
-    def _at_desk(self, at_ms: int, what: Callable[[], Steps | None]) -> None:
+    def at_desk(self, at_ms: int, what: Callable[[], Steps | None]) -> None:
+        """Let people do something at a virtual moment."""
         heapq.heappush(self._desk, (at_ms, next(self._order), what))
 
     def _release(self) -> None:
-        self._at_desk(self.now_ms + 24 * HOUR_MS, self._release)
+        self.at_desk(self.now_ms + 24 * HOUR_MS, self._release)
         self.crew.release()
 
     def _begin_work(self) -> None:
-        self._at_desk(self.now_ms + 24 * HOUR_MS, self._begin_work)
+        self.at_desk(self.now_ms + 24 * HOUR_MS, self._begin_work)
         for tour in self.crew.begin_work():
             self._step(tour)
 
@@ -133,7 +134,7 @@ class Fleet:
         """Let a person do the next thing, and come back when the time that takes is over."""
         pause_ms = next(steps, None)
         if pause_ms is not None:
-            self._at_desk(self.now_ms + pause_ms, lambda: self._step(steps))
+            self.at_desk(self.now_ms + pause_ms, lambda: self._step(steps))
 
     def _run_desk(self) -> None:
         while self._desk and self._desk[0][0] <= self.now_ms:
@@ -203,7 +204,7 @@ class Fleet:
 
     def _server_is_ready(self) -> bool:
         try:
-            return bool(self._people.administrator.is_ready())
+            return bool(self.people.administrator.is_ready())
         except ServerError:
             return False
 
@@ -214,7 +215,7 @@ class Fleet:
         body: dict[str, Any] = {"to": at}
         if self._told_before is not None:
             body["after_messages"] = self._bridge.told + self._told_before
-        answer = self._people.administrator.post("/clock/advance", body)
+        answer = self.people.administrator.post("/clock/advance", body)
         self._told_before = int(answer["messages_handled"]) - self._bridge.told
         self.collect(int(answer["messages_sent"]))
 

@@ -58,6 +58,7 @@ class SimulatedMachine:
         self._powered = False
         self._link = False
         self._network_down_until = 0
+        self._unheard_until_ms = self._unserved_until_ms = 0
         self._unanswered = 0
         self._inbox: list[tuple[Channel, bytes]] = []
         self._retained: bytes | None = None
@@ -164,8 +165,7 @@ class SimulatedMachine:
             match effect:
                 case ef.Publish(channel, payload, qos, retain):
                     if self._link:
-                        self._send(self.id, channel, payload, qos, retain)
-                        self._unanswered += channel is Channel.FACTS
+                        self._publish(channel, payload, qos, retain)
                 case ef.RunMotor(slot, sequence):
                     self._turn(self.board.run(slot, sequence))
                 case ef.AskBoard(sequence):
@@ -187,6 +187,14 @@ class SimulatedMachine:
                 case ef.Show(display):
                     self._seen(display)
 
+    def _publish(self, channel: Channel, payload: bytes, qos: int, retain: bool) -> None:
+        if channel is Channel.FACTS:
+            self.truth.tally.sent(payload)
+            # Nobody waits for an answer that will not arrive: the agent's own timeout does what it is for.
+            self._unanswered += self.now_ms >= self._unheard_until_ms
+        if channel is not Channel.FACTS or self.now_ms >= self._unserved_until_ms:
+            self._send(self.id, channel, payload, qos, retain)
+
     def _turn(self, turn: Turn) -> None:
         ended = ev.VendEnded(turn.board_sequence, turn.result, turn.duration_ms, self.board.life_count)
         self.plan(self.now_ms + turn.duration_ms, lambda: self._board_said(ended))
@@ -196,7 +204,7 @@ class SimulatedMachine:
 
     def _learn(self) -> None:
         """Take note of what the agent has recorded, beside what really happened."""
-        if self.truth.learn(self._outbox, self.board):
+        if self.truth.learn(self._outbox, self.board, self.agent.plan, self.now_ms):
             self.truth.access.note(self._lost_to(), self.now_ms)
 
     def _lost_to(self) -> str | None:
@@ -224,6 +232,7 @@ class SimulatedMachine:
 
     def _read_sensors(self) -> None:
         air, hour = self.world.air(self.site, self.now_ms), local_hour(self.now_ms)
+        self.truth.tally.felt(air.temperature_at(hour))
         self.tell(
             ev.SensorRead(
                 temperature_c=air.temperature_at(hour),
@@ -241,6 +250,11 @@ class SimulatedMachine:
                 self._network_fails(injection.until_ms)
             case Kind.MAINS_FAILS if injection.until_ms is not None:
                 self._cut_power(injection.until_ms)
+            case Kind.ACKS_LOST if injection.until_ms is not None:
+                self._unheard_until_ms = max(self._unheard_until_ms, injection.until_ms)
+            case Kind.SERVER_SILENT if injection.until_ms is not None:
+                self._unheard_until_ms = max(self._unheard_until_ms, injection.until_ms)
+                self._unserved_until_ms = max(self._unserved_until_ms, injection.until_ms)
             case Kind.PACKS_STOLEN:
                 self._steal()
             case _:
@@ -250,7 +264,7 @@ class SimulatedMachine:
         if not self._powered:
             self.truth.tally.outcomes["no_power"] += 1
             return
-        self.truth.tally.requests += 1
+        self.truth.tally.asked(local_day(self.now_ms))
         self._asked = visitor
         self.tell(ev.ProductChosen(visitor.product))
 
@@ -284,6 +298,7 @@ class SimulatedMachine:
             return
         self._will = self.agent.will(self.at())
         self._link = True
+        self.truth.tally.connected(self.now_ms, self._outbox.pending)
         self.tell(ev.LinkUp())
         if self._retained is not None:
             # What a broker retains, it repeats to who subscribes.
@@ -293,6 +308,7 @@ class SimulatedMachine:
         if not self._link:
             return
         self._link = False
+        self.truth.tally.disconnected(self.now_ms)
         self._unanswered = 0
         will = self._will
         self._inbox.clear()
@@ -310,6 +326,7 @@ class SimulatedMachine:
     def heal(self) -> None:
         """End every outage now: a run ends with everything told."""
         self._network_down_until = 0
+        self._unheard_until_ms = self._unserved_until_ms = 0
         if not self._powered:
             self._boot()
         self._link_up()

@@ -16,10 +16,6 @@ from simulator.world import World, local
 
 MINUTE_MS: Final = 60_000
 AT_THE_LOCK_MS: Final = 5_000
-MISCOUNT_SD: Final = 0.3
-"""Boxes a refill or a count is off by (demand_model.json, stock_drift)."""
-FINISHED_OFFLINE: Final = 0.1
-"""Share of visits whose entries are sent hours later, for want of a signal."""
 
 Steps = Generator[int, None, None]
 
@@ -50,15 +46,28 @@ class Crew:
     ) -> None:
         self._world, self._machines, self._now_ms, self.work = world, machines, now_ms, work
         self._dispatcher, self._restocker, self._collect = dispatcher, restocker, collect
+        self._miscount_sd = world.parameters.number("stock_drift.miscount_per_refill_sd_boxes")
+        self._finished_offline = world.parameters.number("visits.finished_offline_share")
+        self._mistakes: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self.stays_home = False
+        """Nobody releases a plan, and nobody drives."""
+
+    def miscount_next(self, dispenser_id: str, slot: int, off_by: int, from_ms: int) -> None:
+        """Whoever counts this slot next, from a moment on, enters so many packs too many."""
+        self._mistakes.setdefault((dispenser_id, slot), []).append((from_ms, off_by))
 
     def release(self) -> None:
         """Release the newest plan if nobody has; the work begins with it."""
+        if self.stays_home:
+            return
         plans = self._dispatcher.get("/plans")["items"]
         if plans and plans[0]["state"] == "proposed":
             self._dispatcher.post(f"/plans/{plans[0]['id']}/release")
 
     def begin_work(self) -> list[Steps]:
         """Return a tour for every released work order."""
+        if self.stays_home:
+            return []
         orders = self._restocker.get("/work-orders?state=released")["items"]
         orders += self._restocker.get("/work-orders?state=picked")["items"]
         return [self._tour(order["id"]) for order in orders]
@@ -107,7 +116,7 @@ class Crew:
         opens_ms = self._now_ms() + AT_THE_LOCK_MS
         closes_ms = opens_ms + MINUTE_MS + draw.randrange(4, 9) * MINUTE_MS
         tells_ms = closes_ms + AT_THE_LOCK_MS
-        is_late = draw.random() < FINISHED_OFFLINE
+        is_late = draw.random() < self._finished_offline
         due_ms = tells_ms + draw.randrange(2, 9) * 60 * MINUTE_MS * is_late
         sessions: list[str | None] = []
 
@@ -121,6 +130,7 @@ class Crew:
         yield tells_ms - self._now_ms()
         self.work.visits += 1
         self.work.late_visits += is_late
+        machine.truth.tally.visits["offline" if is_late else "online"] += 1
         self.send_due()
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/close"))
 
@@ -147,7 +157,7 @@ class Crew:
         lots = machine.agent.plan.lots
         for slot, plan in sorted(machine.agent.plan.slots.items()):
             coil = machine.board.coils.setdefault(slot, [])
-            error = _off_by(draw, len(coil))
+            error = self._error(machine, slot, draw)
             enter(slot, "count", counted=len(coil) + error)
             machine.truth.counted(slot, error)
             expired = [lot for lot in dict.fromkeys(coil) if self._is_expired(lots, plan.product, lot, today)]
@@ -161,7 +171,7 @@ class Crew:
                 machine.board.load(slot, pick["lot"], packs)
                 van[pick["product"], pick["lot"]] = van.get((pick["product"], pick["lot"]), 0) - packs
                 self.work.packs_loaded += packs
-                wrong = _off_by(draw, packs)
+                wrong = self._off_by(draw, packs)
                 if packs + wrong > 0:
                     enter(slot, "refill", product=pick["product"], lot=pick["lot"], packs=packs + wrong)
                 if wrong:
@@ -194,7 +204,14 @@ class Crew:
         except ServerError as error:
             self.work.problems.append(str(error))
 
+    def _error(self, machine: SimulatedMachine, slot: int, draw: random.Random) -> int:
+        """How much a count is off by: as a scenario says, or as people are."""
+        there, mistakes = len(machine.board.coils[slot]), self._mistakes.get((machine.id, slot), [])
+        usual = self._off_by(draw, there)
+        if mistakes and mistakes[0][0] <= machine.now_ms:
+            return max(-there, mistakes.pop(0)[1])
+        return usual
 
-def _off_by(draw: random.Random, there: int) -> int:
-    """How much a person is off by: usually nothing, and never below an empty slot."""
-    return max(-there, round(draw.gauss(0, MISCOUNT_SD)))
+    def _off_by(self, draw: random.Random, there: int) -> int:
+        """How much a person is off by: usually nothing, and never below an empty slot."""
+        return max(-there, round(draw.gauss(0, self._miscount_sd)))

@@ -2,29 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 from device_agent.agent import Agent
 from device_agent.machine import State
 from device_agent.outbox import Outbox
-from device_agent.vending import refusal_of_stock
+from device_agent.vending import Plan, refusal_of_stock
 from protocol.codec import decode_fact
 from protocol.messages import TAKES_A_PACK, Outcome, Refusal, Vend
 from simulator.access import Access
 from simulator.boards.virtual_board import VirtualBoard
 from simulator.books import Books
-
-
-@dataclass
-class Tally:
-    """What happened at one machine."""
-
-    facts: int = 0
-    requests: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    events: int = 0
+from simulator.tally import Tally
 
 
 class Truth:
@@ -42,22 +32,25 @@ class Truth:
         """Watch an outbox from here on."""
         self._stream_id, self._learnt_seq = outbox.stream_id, outbox.last_seq
         self._acked_seq = outbox.acked_through
+        self.tally.streams.add(outbox.stream_id)
 
-    def learn(self, outbox: Outbox, board: VirtualBoard) -> bool:
+    def learn(self, outbox: Outbox, board: VirtualBoard, plan: Plan, now_ms: int) -> bool:
         """Take note of new facts, and compare each vend that is reported with what fell; returns whether there were any."""
         if outbox.stream_id != self._stream_id:
             self._stream_id, self._learnt_seq, self._acked_seq = outbox.stream_id, 0, 0
+            self.tally.streams.add(outbox.stream_id)
             for slot, packs in self.books.card_lost().items():
                 self.note(slot, "untold", -packs)
         if outbox.acked_through != self._acked_seq:
             self._acked_seq = outbox.acked_through
             self.books.acknowledged(self._acked_seq)
+            self.tally.acknowledged(now_ms, outbox.pending)
         if outbox.last_seq == self._learnt_seq:
             return False
         for line in outbox.lines_after(self._learnt_seq):
             self._learnt_seq += 1
-            self.tally.facts += 1
             fact = decode_fact(line)
+            self.tally.fact(fact, plan)
             self.books.fact(self._learnt_seq, fact)
             if isinstance(fact, Vend):
                 self._compare(fact, board)
