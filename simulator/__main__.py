@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from simulator import fleet as fl
 from simulator.access import availability, lost_hours
 from simulator.auditor import Auditor, Findings
 from simulator.conformance import command as conformance
 from simulator.connecting import CANNOT_BEGIN, Connection, add_arguments, connected
+from simulator.progress import shown
+from simulator.scenarios import command as scenarios
 from simulator.server_api import ServerError
-from simulator.world import DAY_MS, World, local, sites
+from simulator.world import DAY_MS, World, sites
 
 console = Console(stderr=True)
 
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     live = commands.add_parser("live", parents=[shared], help="go on with the wall clock until interrupted")
     live.add_argument("--speed", type=float, default=1.0)
     conformance.add_parser(commands)
+    scenarios.add_parsers(commands)
     return top
 
 
@@ -49,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.command == "conformance":
         return conformance.main(options)
+    if options.command in scenarios.COMMANDS:
+        return scenarios.main(options)
     try:
         with connected(options) as connection:
             return _run(options, connection) if options.command == "run" else _live(options, connection)
@@ -72,7 +76,7 @@ def _run(options: argparse.Namespace, connection: Connection) -> int:
     began_s = time.monotonic()
     fleet = _fleet(options, connection, _start_ms(options))
     ends_ms = int(fleet.now_ms + options.days * DAY_MS)
-    with _bar(fleet.now_ms, ends_ms) as report:
+    with shown(console, "history", fleet.now_ms, ends_ms) as report:
         fleet.play(ends_ms, options.patience, report)
         fleet.finish(options.patience)
     findings = Auditor(connection.people.administrator).compare(fleet.machines)
@@ -80,39 +84,6 @@ def _run(options: argparse.Namespace, connection: Connection) -> int:
     summary = _summary(fleet, findings, time.monotonic() - began_s, options.days)
     _print(summary, findings, fleet, as_json=options.json)
     return 1 if findings.residuals else 0
-
-
-class _bar:  # noqa: N801 - a context manager, used like a function
-    """A progress bar on a terminal; a line every tenth of the way elsewhere."""
-
-    def __init__(self, began_ms: int, ends_ms: int) -> None:
-        self._began_ms, self._ends_ms = began_ms, ends_ms
-        self._tenth = 0
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[facts]} facts"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("history", total=ends_ms - began_ms, facts=0)
-
-    def __enter__(self) -> Any:
-        self._progress.start()
-        return self._report
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _report(self, progress: fl.Progress) -> None:
-        done = progress.now_ms - self._began_ms
-        day = local(progress.now_ms).date()
-        self._progress.update(self._task, completed=done, description=f"history {day}", facts=progress.facts)
-        tenth = 10 * done // max(1, self._ends_ms - self._began_ms)
-        if not console.is_terminal and tenth > self._tenth:
-            self._tenth = tenth
-            print(f"history: {tenth * 10} % ({day}), {progress.facts} facts", file=sys.stderr, flush=True)
 
 
 def _summary(fleet: fl.Fleet, findings: Findings, seconds: float, days: float) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Connection:
     people: People
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, password_required: bool = True) -> None:
     """Add the options that say where the server is."""
     parser.add_argument(
         "--broker", help="mqtt://USER:PASSWORD@HOST:PORT; better: user and password by SIMULATOR_BROKER_URL"
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="for the factory; may be repeated",
     )
-    parser.add_argument("--password-file", type=Path, required=True, help=f"JSON: passwords of {', '.join(ROLES)}")
+    parser.add_argument(
+        "--password-file", type=Path, required=password_required, help=f"JSON: passwords of {', '.join(ROLES)}"
+    )
     parser.add_argument(
         "--patience", type=float, default=120.0, help="real seconds to wait for a server or broker that is away"
     )
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def connected(options: argparse.Namespace) -> Iterator[Connection]:
     """Connect as the options say; raises one of CANNOT_BEGIN."""
-    passwords = _passwords(options.password_file)
+    passwords = passwords_of(options.password_file)
     bridge, transport, close = _in_process(options) if options.in_process else _over_broker(options)
     people = (ServerApi(transport, role, passwords[role], options.patience) for role in ROLES)
     try:
@@ -76,7 +78,8 @@ def _over_broker(options: argparse.Namespace) -> tuple[Bridge, Transport, Callab
     return bridge, HttpTransport(options.server), bridge.stop
 
 
-def _passwords(path: Path) -> dict[str, str]:
+def passwords_of(path: Path) -> dict[str, str]:
+    """Read who signs in with what."""
     passwords: dict[str, str] = json.loads(path.read_text())
     missing = [role for role in ROLES if role not in passwords]
     if missing:

@@ -53,11 +53,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An expectation beside what was measured, in the expectation's unit."""
+    """An expectation beside what was measured, in the expectation's unit. `held` is None for what only a server can tell."""
 
     expectation: Expectation
     measured: str
-    held: bool
+    held: bool | None
 
 
 def read(value: object) -> Expectation:

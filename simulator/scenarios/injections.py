@@ -29,7 +29,12 @@ def overrides(scenario: Scenario) -> dict[str, Any]:
         for fault in scenario.faults
         if fault.rate is not None
     }
-    return scenario.world | rates
+    restock = scenario.restock
+    habits = {
+        "stock_drift.miscount_per_refill_sd_boxes": restock.miscount_sd,
+        "visits.finished_offline_share": restock.offline_share,
+    }
+    return scenario.world | rates | {name: value for name, value in habits.items() if value is not None}
 
 
 def _per(code: str | None) -> str | None:

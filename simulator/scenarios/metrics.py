@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from protocol.messages import Fact, Outcome
+from protocol.messages import Fact, Outcome, Refusal
 from simulator.scenarios.codes import FAULT_CODES
 
 
@@ -30,14 +30,15 @@ class Metric:
     has_sum: bool = True
 
 
-CAUSES: Final = ("empty", "jam", "power", "door", "expired", "blocked", "fault", "closed", "stolen")
+CAUSES: Final = ("empty", "jam", "power", "door", "storage", "expired", "blocked_lot", "disabled", "unplanned")
 """What a machine could not serve for."""
 UNOBSERVABLE: Final = (
-    "double_drop", "fell_unseen", "did_not_fall", "in_doubt", "theft", "miscount", "refill_misentered",
+    "double_drop", "fell_unseen", "did_not_fall", "in_doubt", "theft", "miscount", "refill_misentered", "untold",
 )  # fmt: skip
 """What moves packs, and no machine can see."""
 FACT_KINDS: Final = tuple(kind.model_fields["kind"].default for kind in Fact.__args__)
 OUTCOMES: Final = tuple(str(outcome) for outcome in Outcome)
+REFUSALS: Final = tuple(str(reason) for reason in Refusal)
 
 METRICS: Final = {
     metric.name: metric
@@ -47,6 +48,7 @@ METRICS: Final = {
         Metric("delivered", Unit.PACKS, "packs that fell for visitors"),
         Metric("fill_rate", Unit.SHARE, "delivered / requests"),
         Metric("vends", Unit.NUMBER, "vends by how the machine says they ended", members=OUTCOMES),
+        Metric("refused", Unit.NUMBER, "vends that were refused, by reason", members=REFUSALS),
         Metric("availability", Unit.SHARE, "share of opening hours in which a machine could dispense a condom"),
         Metric("lost_access", Unit.TIME, "time in which it could not, by cause", members=CAUSES),
         Metric("busiest_day", Unit.NUMBER, "requests of the day with the most", by_dispenser=False),

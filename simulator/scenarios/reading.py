@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -80,13 +80,13 @@ def shipped() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load(name: str) -> Scenario:
-    """Read a file, or one of those that are shipped by its name; raises ScenarioError."""
+def load(name: str, given: Mapping[str, Any] | None = None) -> Scenario:
+    """Read a file, or one of those that are shipped by its name; `given` wins over what it says. Raises ScenarioError."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.exists():
-        return read(_text(path, name), name)
+        return read(_text(path, name), name, given)
     if name in shipped():
-        return read((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")
+        return read((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml", given)
     close = difflib.get_close_matches(name, shipped(), n=1)
     hint = f"; did you mean {close[0]}?" if close else f": {', '.join(shipped())}"
     raise ScenarioError([Mistake(name, 0, "", f"expected a .yaml file or the name of a shipped scenario{hint}")])
@@ -105,13 +105,13 @@ def _text(path: Path, name: str) -> str:
         raise ScenarioError([Mistake(name, line, "", "expected UTF-8 text")]) from None
 
 
-def read(text: str, source: str = "scenario") -> Scenario:
+def read(text: str, source: str = "scenario", given: Mapping[str, Any] | None = None) -> Scenario:
     """Read the text of a scenario; raises ScenarioError with every mistake."""
     root = _compose(text, source)
     if not isinstance(root.value, dict):
         raise ScenarioError([Mistake(source, root.line, "", "expected keys and values, beginning with `name:`")])
     try:
-        scenario = Scenario.model_validate(root.value)
+        scenario = Scenario.model_validate(root.value | dict(given or {}))
     except ValidationError as error:
         raise ScenarioError([_in_words(source, root, one) for one in error.errors(include_url=False)]) from None
     mistakes = [_mistake(source, root, loc, told) for loc, told in conflicts(scenario)]

@@ -68,7 +68,11 @@ def test_a_good_file_becomes_what_the_world_takes() -> None:
     )
     at_ms = int((begins + timedelta(days=1, hours=3)).timestamp() * 1000)
     assert injections.injection(jump, scenario.start_ms) == Injection(at_ms, Kind.CLOCK_WRONG, value=-2 * HOUR_MS)
-    assert injections.overrides(scenario) == {"patience.share": 0.25, "faults.SLOT_JAM.rate": 5}
+    assert injections.overrides(scenario) == {
+        "patience.share": 0.25,
+        "faults.SLOT_JAM.rate": 5,
+        "stock_drift.miscount_per_refill_sd_boxes": 0,
+    }
     assert [clause.value for clause in scenario.expect] == [1, 0.99, 40 * HOUR_MS]
     assert scenario.expect[2].dispenser == "HD-001"
 
