@@ -13,7 +13,7 @@ import typer
 
 from fleet_server import settings as st
 from fleet_server.clock import system_now
-from fleet_server.database import Database, DatabaseUnavailableError, migrate
+from fleet_server.database import Database, DatabaseUnavailableError, SchemaError, is_migrated, migrate
 from fleet_server.errors import InputError
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -29,7 +29,7 @@ def told() -> Iterator[None]:
     """Say what is wrong in one line, and exit with 2."""
     try:
         yield
-    except (InputError, DatabaseUnavailableError) as error:
+    except (InputError, DatabaseUnavailableError, SchemaError) as error:
         print(f"dispenser-fleet: {error}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
 
@@ -51,7 +51,7 @@ def serve(
         chosen = None if roles is None else tuple(roles.split(","))
         settings = st.load(config, roles=chosen, host=host, port=port)
         logs.configure()
-        migrate(settings.database_url)
+        _prepare_schema(settings)
         listening = _listen(settings.host, settings.port)
         app = create_app(settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
@@ -74,9 +74,21 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @cli.command("migrate")
 def migrate_command(config: Config = None) -> None:
-    """Bring the database's schema up to date."""
+    """Bring the database's schema up to date, as the owner of its tables, and give the application its rights on it."""
     with told():
-        migrate(st.load(config).database_url)
+        settings = st.load(config)
+        left = migrate(settings.migration_url or settings.database_url)
+        if left is not None and settings.migration_url is not None:
+            # The application has a login of its own, which has no rights yet.
+            raise SchemaError(left)
+    if left is not None:
+        print(f"dispenser-fleet: {left}", file=sys.stderr)
+
+
+def _prepare_schema(settings: st.Settings) -> None:
+    """Migrate only what is out of date: the application's own login may not, and need not."""
+    if not is_migrated(settings.database_url):
+        migrate(settings.migration_url or settings.database_url)
 
 
 @cli.command()
@@ -85,9 +97,9 @@ def seed(config: Config = None) -> None:
     from fleet_server.seed import seed as plant
 
     with told():
-        url = st.load(config).database_url
-        migrate(url)
-        with Database(url).begin() as connection:
+        settings = st.load(config)
+        _prepare_schema(settings)
+        with Database(settings.database_url).begin() as connection:
             plant(connection, system_now())
 
 
@@ -144,7 +156,9 @@ def restore(
     from fleet_server.recovery.backup import restore_backup
 
     with told():
-        database = Database(st.load(config).database_url, patient=True)
+        settings = st.load(config)
+        # It makes the tables anew: the owner's work.
+        database = Database(settings.migration_url or settings.database_url, patient=True)
         database.check()
         done = restore_backup(database, source, system_now(), replace=replace, epoch_after=epoch_after)
     print(
@@ -162,9 +176,9 @@ def new_epoch(
     from fleet_server.recovery.epochs import begin_epoch
 
     with told():
-        url = st.load(config).database_url
-        migrate(url)
-        with Database(url).begin() as connection:
+        settings = st.load(config)
+        _prepare_schema(settings)
+        with Database(settings.database_url).begin() as connection:
             refuse_if_in_use(connection)
             epoch = begin_epoch(connection, system_now(), after=epoch_after)
     print(f"epoch {epoch} begins")

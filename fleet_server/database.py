@@ -7,16 +7,22 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DuplicateObject, InsufficientPrivilege, UniqueViolation
 from sqlalchemy import Connection, Engine, MetaData, create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+
+from fleet_server.privileges import APPLICATION_ROLE, grants
 
 __all__ = [
     "Connection",
     "Database",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "SchemaError",
     "is_disconnect",
+    "is_migrated",
     "known_revisions",
     "metadata",
     "migrate",
@@ -43,6 +49,10 @@ metadata: Final = MetaData(
 
 class DatabaseUnavailableError(RuntimeError):
     """PostgreSQL cannot be reached or refuses us; the text names the address without its password."""
+
+
+class SchemaError(RuntimeError):
+    """The schema is not what this server needs, and this user may not change it."""
 
 
 class Database:
@@ -80,6 +90,14 @@ class Database:
         except OperationalError as error:
             raise DatabaseUnavailableError(_unavailable(self.engine, error)) from None
 
+    def is_restricted(self) -> bool:
+        """Tell whether our login can change or delete nothing that is to stay as it was written."""
+        query = text("""
+            SELECT bool_or(has_table_privilege(name, 'UPDATE, DELETE, TRUNCATE'))
+            FROM unnest(ARRAY['facts', 'forked_facts', 'movements', 'stream_gaps', 'audit_log']) AS name""")
+        with self.engine.connect() as connection:
+            return not connection.execute(query).scalar_one()
+
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
@@ -100,25 +118,58 @@ def _unavailable(engine: Engine, error: DBAPIError) -> str:
     return f"database_url = {address}: no PostgreSQL answers there ({str(error.orig).strip().splitlines()[0]})"
 
 
-def migrate(url: str, revision: str = "head") -> None:
-    """Bring the schema of the database at `url` to a revision, the newest by default; raises DatabaseUnavailableError."""
+def migrate(url: str, revision: str = "head") -> str | None:
+    """Bring the schema to a revision, the newest by default, and give the application its rights on it.
+
+    The user of `url` is to be the owner of the tables. Returns what is left for an administrator of the database to do,
+    None when nothing is. Raises DatabaseUnavailableError and SchemaError.
+    """
+    with _as_owner(url) as connection:
+        return upgrade(connection, revision)
+
+
+def is_migrated(url: str) -> bool:
+    """Tell whether the schema is the one that this version of the server needs."""
+    with _as_owner(url) as connection:
+        return _is_newest(connection)
+
+
+@contextmanager
+def _as_owner(url: str) -> Iterator[Connection]:
     engine = create_engine(_psycopg(url), connect_args={"connect_timeout": 5})
     try:
         with engine.begin() as connection:
-            upgrade(connection, revision)
+            yield connection
     except OperationalError as error:
         raise DatabaseUnavailableError(_unavailable(engine, error)) from None
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        reason = str(error.orig).strip().splitlines()[0]
+        address = engine.url.render_as_string(hide_password=True)
+        raise SchemaError(f"migration_url = {address}: expected the owner of the tables ({reason})") from None
     finally:
         engine.dispose()
 
 
-def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the schema to a revision, within the caller's transaction; a second caller waits for the end of it."""
+def upgrade(connection: Connection, revision: str = "head") -> str | None:
+    """Do what `migrate` does within the caller's transaction; a second caller waits for the end of it."""
     # Two replicas that start together must not both create the tables.
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+    if not _is_newest(connection):
+        return None
+    if not _make_application_role(connection):
+        user = connection.execute(text("SELECT current_user")).scalar_one()
+        return (
+            f"the schema is up to date, but {user} may not create roles and there is no role {APPLICATION_ROLE}: have an "
+            f"administrator run CREATE ROLE {APPLICATION_ROLE} NOLOGIN, then migrate again"
+        )
+    for statement in grants(connection.execute(text("SELECT current_schema()")).scalar_one()):
+        connection.execute(text(statement))
+    return None
 
 
 def known_revisions() -> list[str]:
@@ -130,6 +181,27 @@ def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
+
+
+def _is_newest(connection: Connection) -> bool:
+    return MigrationContext.configure(connection).get_current_revision() == known_revisions()[0]
+
+
+def _make_application_role(connection: Connection) -> bool:
+    """Make the application's role unless it is there; False when we may not."""
+    there = text("SELECT 1 FROM pg_roles WHERE rolname = :name")
+    if connection.execute(there, {"name": APPLICATION_ROLE}).first() is not None:
+        return True
+    try:
+        with connection.begin_nested():
+            connection.execute(text(f"CREATE ROLE {APPLICATION_ROLE} NOLOGIN"))
+    except DBAPIError as error:
+        if isinstance(error.orig, InsufficientPrivilege):
+            return False
+        # Roles belong to the whole server: another database of it was quicker.
+        if not isinstance(error.orig, DuplicateObject | UniqueViolation):
+            raise
+    return True
 
 
 def unnest_insert(

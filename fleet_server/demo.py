@@ -101,7 +101,9 @@ class Demo:
                 self._say("the last history was not played to its end; beginning it anew")
                 postgres.remove()
                 shutil.rmtree(self._machines)
-            database_url, address = postgres.start().url, broker.start(clean=anew)
+            database, address = postgres.start(), broker.start(clean=anew)
+            database_url = database.application_url
+            migrate(database.url)
             is_new = self._prepare(database_url)
             self._start_server(database_url, address)
             self._parts = (postgres, broker)
@@ -144,8 +146,7 @@ class Demo:
         self._say(f"the {name} has ended; starting it again ...")
 
     def _prepare(self, database_url: str) -> bool:
-        """Make schema, sites, users; returns whether there is no history yet."""
-        migrate(database_url)
+        """Make sites and users; returns whether there is no history yet."""
         database = Database(database_url)
         passwords = self._passwords()
         with database.begin() as connection:

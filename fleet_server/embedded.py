@@ -31,11 +31,13 @@ from fleet_server.child_process import (
     kept_secret,
     write_secret,
 )
+from fleet_server.privileges import APPLICATION_ROLE
 
 __all__ = ["BrokerAddress", "BrokerUser", "EmbeddedBroker", "EmbeddedError", "EmbeddedPostgres", "PostgresAddress"]
 
 DATABASE = "dispenser_fleet"
 DATABASE_USER = "dispenser_fleet"
+APPLICATION_USER = "dispenser_fleet_server"
 POSTGRES_STOP_DELAY_S_MAX = 30.0
 BROKER_STOP_DELAY_S_MAX = 2.0
 # A new cluster takes about 40 MB; the rest is room for the write-ahead log.
@@ -48,7 +50,10 @@ ROOT_HOME = Path("/var/lib/dispenser-fleet")
 
 @dataclass(frozen=True)
 class PostgresAddress:
+    """`url` is the owner's, who migrates; `application_url` is what the server runs with, and can rewrite nothing."""
+
     url: str
+    application_url: str
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,17 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
             port = self._choose_port()
             binaries = self._reachable_binaries()
             password = kept_secret(self._directory / "password")
+            application_password = kept_secret(self._directory / "password-application")
             self._prepare_cluster(binaries, password)
             data = self._home.resolve() / "data"
             (data / "postmaster.pid").unlink(missing_ok=True)
+            self._prepare_application_user(binaries, data, application_password)
             self._spawn([binaries / "postgres", "-D", data, *self._settings(port)], user=self._user, cwd=data)
             self._await_ready()
-        return PostgresAddress(f"postgresql://{DATABASE_USER}:{password}@{LOOPBACK}:{port}/{DATABASE}")
+        return PostgresAddress(
+            f"postgresql://{DATABASE_USER}:{password}@{LOOPBACK}:{port}/{DATABASE}",
+            f"postgresql://{APPLICATION_USER}:{application_password}@{LOOPBACK}:{port}/{DATABASE}",
+        )
 
     def remove(self) -> None:
         self.stop()
@@ -200,9 +210,33 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
             initdb.append("--no-sync")
         try:
             self._run(initdb)
-            self._run([binaries / "postgres", "--single", "-D", data, "postgres"], f"CREATE DATABASE {DATABASE};\n")
+            self._administer(binaries, data, f"CREATE DATABASE {DATABASE};")
         finally:
             password_file.unlink(missing_ok=True)
+
+    def _prepare_application_user(self, binaries: Path, data: Path, password: str) -> None:
+        """Once for a cluster, also for one that is older than this user."""
+        made = data.with_name("application-user")
+        if made.exists():
+            return
+        create = " ".join(
+            f"IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN CREATE ROLE {name} {how}; END IF;"
+            for name, how in ((APPLICATION_ROLE, "NOLOGIN"), (APPLICATION_USER, "LOGIN"))
+        )
+        self._administer(
+            binaries,
+            data,
+            f"DO $$ BEGIN {create} END $$;",
+            f"GRANT {APPLICATION_ROLE} TO {APPLICATION_USER};",
+            f"ALTER ROLE {APPLICATION_USER} PASSWORD '{password}';",
+        )
+        made.touch()
+
+    def _administer(self, binaries: Path, data: Path, *statements: str) -> None:
+        """Run statements while no server runs. None of them is logged: one has a password."""
+        settings = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]
+        given = "".join(f"{statement}\n" for statement in statements)
+        self._run([binaries / "postgres", "--single", "-D", data, *settings, "postgres"], given)
 
     def _run(self, command: Sequence[str | Path], given: str = "") -> None:
         with self._log.open("ab") as log:

@@ -17,6 +17,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DISPENSER_FLEET_", extra="forbid", toml_file=None)
 
     database_url: str = Field(description="postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    # The owner of the tables, for `dispenser-fleet migrate`; without it, the user of database_url.
+    migration_url: str | None = None
     broker_url: str = "mqtt://127.0.0.1:1883"
     broker_username: str | None = None
     broker_password_file: Path | None = None

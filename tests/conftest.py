@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedPostgres
+from fleet_server.privileges import APPLICATION_ROLE
 
 POSTGRES_IMAGE = "postgres:16-alpine"
 
@@ -60,7 +61,7 @@ def _local_postgres() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A server whose user may create databases."""
+    """A server whose user may create databases and roles."""
     if url := os.environ.get("TEST_POSTGRES_URL"):
         yield url
         return
@@ -96,26 +97,46 @@ def template_database(postgres_url: str) -> Iterator[str]:
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
-    """A fresh database with the schema, dropped after the test."""
-    with _fresh_database(postgres_url, template_database) as url:
-        yield url
-
-
-@pytest.fixture
-def another_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
-    """One more of them, to compare with."""
-    with _fresh_database(postgres_url, template_database) as url:
-        yield url
-
-
 @contextmanager
 def _fresh_database(postgres_url: str, template_database: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template_database}")
     yield _with_database(postgres_url, name)
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def owner_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """A fresh database with the schema, as its owner, who may tamper with it; dropped after the test."""
+    with _fresh_database(postgres_url, template_database) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def application_user(postgres_url: str, template_database: str) -> Iterator[tuple[str, str]]:
+    """Name and password of a login such as the server runs with."""
+    name, password = f"server_{secrets.token_hex(6)}", secrets.token_hex(12)
+    _administer(postgres_url, f"CREATE ROLE {name} LOGIN PASSWORD '{password}' IN ROLE {APPLICATION_ROLE}")
+    yield name, password
+    _administer(postgres_url, f"DROP ROLE {name}")
+
+
+def _as_application(url: str, user: tuple[str, str]) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{user[0]}:{user[1]}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+@pytest.fixture
+def database_url(owner_url: str, application_user: tuple[str, str]) -> str:
+    """The database of `owner_url` as the server sees it: with rights to append, and none to rewrite."""
+    return _as_application(owner_url, application_user)
+
+
+@pytest.fixture
+def another_database_url(postgres_url: str, template_database: str, application_user: tuple[str, str]) -> Iterator[str]:
+    """One more of them, to compare with."""
+    with _fresh_database(postgres_url, template_database) as url:
+        yield _as_application(url, application_user)
 
 
 @pytest.fixture

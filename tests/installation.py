@@ -46,8 +46,10 @@ class Installation:
         self.postgres = EmbeddedPostgres(directory / "postgres", durable=True)
         self.broker: BrokerProcess = broker or EmbeddedBroker(directory / "broker")
         self.port = free_port()
-        self.database_url = self.postgres.start().url
-        migrate(self.database_url)
+        postgres = self.postgres.start()
+        # The owner's is for whoever tampers; the server and the audit run with the other.
+        self.owner_url, self.database_url = postgres.url, postgres.application_url
+        migrate(self.owner_url)
         database = Database(self.database_url)
         with database.begin() as connection:
             seed(connection, BEGINS)

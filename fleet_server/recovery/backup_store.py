@@ -120,7 +120,9 @@ def others_connected(connection: Connection) -> int:
     """Count the other sessions in this database: a server that runs on would not notice what happens to it."""
     query = text("""
         SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'""")
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND usesysid IS NOT NULL
+          -- What kind it is stays hidden from other users.
+          AND coalesce(backend_type, 'client backend') = 'client backend'""")
     return int(connection.execute(query).scalar_one())
 
 

@@ -46,12 +46,15 @@ def main(options: argparse.Namespace) -> int:
     broker = os.environ.get("SIMULATOR_BROKER_URL", options.broker)
     try:
         checklist = examine(broker, options.dispenser, _means(options))
+        sys.stdout.write((json.dumps(checklist.as_json()) if options.json else checklist.as_table()) + "\n")
         if options.junit:
             options.junit.write_bytes(checklist.as_junit(f"conformance of {options.dispenser}"))
     except (ArgumentError, BridgeError, TopicError, SilentError, CommandError, OSError) as error:
         sys.stderr.write(f"simulator: {error}\n")
         return 2
-    sys.stdout.write((json.dumps(checklist.as_json()) if options.json else checklist.as_table()) + "\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("simulator: interrupted\n")
+        return 2
     return 0 if checklist.good else 1
 
 
@@ -85,8 +88,8 @@ def examine(broker: str, dispenser_id: str, means: Means) -> Checklist:
         if not counterpart.until(lambda: counterpart.known, SIGHT_S_MAX):
             raise SilentError(f"--dispenser {dispenser_id}: no `online` on status within {SIGHT_S_MAX:.0f} s")
         _play(counterpart, means)
-        counterpart.forget_desired()
     finally:
+        counterpart.forget_desired()
         listener.stop()
     return checklist
 

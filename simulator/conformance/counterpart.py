@@ -14,7 +14,7 @@ from protocol.topics import Channel
 from protocol.versions import MESSAGE_BYTES_MAX
 from simulator.conformance.checklist import Checklist
 from simulator.conformance.record import Said, StreamRecord, judge_identity
-from simulator.mqtt import Heard, Listener
+from simulator.mqtt import BridgeError, Heard, Listener
 from simulator.real_time import monotonic
 
 T = TypeVar("T")
@@ -69,9 +69,14 @@ class Counterpart:
     # ------------------------------------------------------------ hearing
 
     def until(self, condition: Callable[[], T], seconds: float) -> T:
-        """Hear until the condition holds or the time is over; returns its last value."""
+        """Hear until the condition holds or the time is over; returns its last value.
+
+        Raises BridgeError when the broker leaves us: a dispenser is not to blame for what we did not hear.
+        """
         deadline = monotonic() + seconds
         while not (found := condition()) and (left := deadline - monotonic()) > 0:
+            if not self._listener.connected:
+                raise BridgeError("the connection to the broker was lost: nothing can be said of the dispenser")
             heard = self._listener.hear(min(left, 0.05))
             if heard is not None:
                 self._take(heard)

@@ -106,8 +106,19 @@ def _misled(c: Counterpart) -> None:
     if seen is not None:
         told = "an answer with an unknown field did not end a pending fact"
         c.checklist.expect("IGNORE-UNKNOWN", not seen, "answer with an unknown field taken", told)
+    _lower_cursors(c)
+
+
+def _lower_cursors(c: Counterpart) -> None:
+    """A cursor below what is acknowledged: in the same epoch, and in a higher one.
+
+    The answer of a lower epoch before it takes in who believes it: the true epoch would then be a higher one.
+    """
     c.hold()
-    since, low = len(c.record.batches), max(0, c.record.last - 2)
+    low, fact = max(0, c.record.last - 2), c.new_fact()
+    c.acknowledge(through_seq=fact, server_epoch=c.epoch - 1)
+    c.settle(0.3)
+    since = len(c.record.batches)
     c.acknowledge(through_seq=low)
     c.settle()
     resent = any(batch.first_seq <= low + 1 for batch in c.record.batches[since:])

@@ -81,10 +81,11 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.postgres = EmbeddedPostgres(directory / "postgres")
-        self.database_url = self.postgres.start().url
+        postgres = self.postgres.start()
+        self.owner_url, self.database_url = postgres.url, postgres.application_url
         self.broker = EmbeddedBroker(directory / "broker")
         self.address: BrokerAddress = self.broker.start()
-        migrate(self.database_url)
+        migrate(self.owner_url)
         database = Database(self.database_url)
         with database.begin() as connection:
             plant(connection)
@@ -253,7 +254,7 @@ def run() -> list[Figure]:
             single.append(Figure("single-fact messages", rate, "bare relay", relay, per_fact(cpu, SINGLE_MESSAGES)))
             messages = running.cut(BATCHED_FACTS, PER_BATCH)
             seconds, cpu = running.through(messages)
-            stored = storing_rate(running.database_url, running.machines, BATCHED_FACTS)
+            stored = storing_rate(running.owner_url, running.machines, BATCHED_FACTS)
             rate = BATCHED_FACTS / seconds
             name = f"batches of {PER_BATCH}"
             batched.append(Figure(name, rate, "COPY + dedup + projection", stored, per_fact(cpu, BATCHED_FACTS)))

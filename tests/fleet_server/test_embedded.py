@@ -194,7 +194,7 @@ def test_secrets_are_readable_for_their_owner_only(postgres: EmbeddedPostgres, d
     postgres.start()
     with EmbeddedBroker(directory / "broker"):
         secret_files = [*directory.glob("*/password*"), *directory.glob("*/nats.conf")]
-    assert len(secret_files) == 4
+    assert len(secret_files) == 5
     assert {path.stat().st_mode & 0o777 for path in secret_files} == {0o600}
 
 
@@ -284,8 +284,8 @@ def test_a_pubacked_message_for_a_durable_session_survives_kill_minus_9(director
     broker.stop()
 
 
-def test_the_fixture_gives_each_test_a_database_of_its_own(database_url: str) -> None:
-    with psycopg.connect(database_url) as connection:
+def test_the_fixture_gives_each_test_a_database_of_its_own(owner_url: str) -> None:
+    with psycopg.connect(owner_url) as connection:
         connection.execute("CREATE TABLE only_here (id int)")
 
 

@@ -1,28 +1,25 @@
 """The protocol's checklist against devices in processes of their own: ours and a foreign one pass, a defect has a name."""
 
-import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from fleet_server.embedded import BrokerAddress
+from fleet_server.embedded import BrokerAddress, EmbeddedBroker
 from simulator.__main__ import main
 from simulator.conformance.checklist import RULES, SLOW, Checklist, Verdict
-from tests.conftest import free_port
-from tests.simulator.bench import ROOT, Device, foreign_device, server_url, shipped_agent
+from simulator.conformance.counterpart import Counterpart
+from simulator.mqtt import BridgeError, Listener
+from tests.conftest import free_port, scratch_directory
+from tests.simulator.bench import FOREIGN, ROOT, Device, Examined, examine, foreign_device, server_url, shipped_agent
 
 AGENT, AGENT_UNHURRIED, EXAMPLE = "agent", "agent-unhurried", "example"
-IMPATIENT: Final = ("--timeout", "2", "--silence", "7")
-"""A firmware's own timeouts, short enough to be waited for."""
 DEFECTS: Final = {
     "forgets-on-puback": {"KEEP"},
     "restarts-numbering": {"SEQ", "STREAM"},
@@ -38,58 +35,19 @@ DEFECTS: Final = {
 EVERY_DAY: Final = ("forgets-on-puback", "turns-first", "obeys-any-stream")
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """What the command said of one device."""
-
-    code: int
-    checks: dict[str, dict[str, str]]
-    unreadable: list[str]
-    junit_failures: set[str]
-    text: str
-
-    def rules(self, *verdicts: Verdict) -> set[str]:
-        return {rule for rule, check in self.checks.items() if check["verdict"] in verdicts}
-
-    @property
-    def failed(self) -> set[str]:
-        return self.rules(Verdict.FAILED)
-
-
 def started(name: str, broker: BrokerAddress, store: Path, dispenser_id: str) -> Device:
     """One device under test; a vend of a defective one is long enough to be cut off on a busy machine, too."""
     if name in {AGENT, AGENT_UNHURRIED}:
         return shipped_agent(store, broker, dispenser_id)
     defect = () if name == EXAMPLE else ("--vend", "1.5", "--defect", name)
-    return foreign_device(store, broker, dispenser_id, *IMPATIENT, *defect)
+    return foreign_device(store, broker, dispenser_id, *defect)
 
 
 def examined(name: str, broker: BrokerAddress, here: Path) -> Examined:
-    """Examine one device with the command, as its maker would."""
-    dispenser_id, store = name.upper(), here / name
-    store.mkdir()
-    device = started(name, broker, store, dispenser_id)
-    quick = name not in {AGENT_UNHURRIED, EXAMPLE, "never-repeats"}
-    command = [
-        sys.executable, "-m", "simulator", "conformance", "--broker", "mqtt://by:environment@127.0.0.1",
-        "--dispenser", dispenser_id, "--ask-command", device.ask, "--door-command", device.door,
-        "--restart-command", device.restart, "--json", "--junit", str(store / "junit.xml"), *["--quick"][: int(quick)],
-    ]  # fmt: skip
-    environment = os.environ | {"SIMULATOR_BROKER_URL": server_url(broker)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    finally:
-        device.end()
-    assert done.returncode in {0, 1}, done.stderr + (store / "log").read_text()[-2000:]
-    value = json.loads(done.stdout)
-    cases = ET.parse(store / "junit.xml").iter("testcase")
-    return Examined(
-        done.returncode,
-        {check["rule"]: check for check in value["checks"]},
-        value["unreadable"],
-        {case.attrib["name"] for case in cases if case.find("failure") is not None},
-        "\n".join(f"{check['verdict']} {check['rule']}: {check['seen']}" for check in value["checks"]),
-    )
+    """One device, with its timeouts where they are short or there is time."""
+    (here / name).mkdir()
+    device = started(name, broker, here / name, name.upper())
+    return examine(device, broker, name.upper(), quick=name not in {AGENT_UNHURRIED, EXAMPLE, "never-repeats"})
 
 
 def all_at_once(broker: BrokerAddress, here: Path, names: list[str]) -> dict[str, Examined]:
@@ -165,8 +123,7 @@ def test_the_documentation_tells_of_every_rule_what_is_checked_and_what_no_wire_
 
 
 def test_the_example_knows_the_defects_that_are_looked_for() -> None:
-    example = ROOT / "docs" / "examples" / "foreign_device.py"
-    text = subprocess.run([sys.executable, example, "--help"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([sys.executable, FOREIGN, "--help"], capture_output=True, text=True, check=True).stdout
     offered = re.search(r"--defect \{(.*?)\}", text, re.DOTALL)
     assert offered is not None
     assert set(re.sub(r"\s", "", offered[1]).split(",")) == DEFECTS.keys()
@@ -230,3 +187,14 @@ def test_a_broker_that_is_not_there_ends_with_2(
     monkeypatch.setattr("simulator.conformance.command.BROKER_S_MAX", 0.5)
     assert main(["conformance", "--broker", "mqtt://x:y@z", "--dispenser", "HD-001"]) == 2
     assert capsys.readouterr().err.endswith("nothing answers there\n")
+
+
+def test_a_broker_that_leaves_ends_the_run_rather_than_blame_the_dispenser() -> None:
+    with scratch_directory() as here, EmbeddedBroker(here / "broker") as broker:
+        listener = Listener(server_url(broker), "HD-001")
+        server = Counterpart(listener, "HD-001", Checklist())
+        listener.start()
+        server.settle(0.1)
+    with pytest.raises(BridgeError, match="connection to the broker was lost"):
+        server.settle(60)
+    listener.stop()
