@@ -1,7 +1,7 @@
 """What a new server begins with: products, the 42 illustrative sites with their planogram, and a stocked depot."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from importlib.resources import files
 from typing import Final
@@ -49,10 +49,15 @@ OPENING_LOTS: Final = {
 DEMO_LOTS: Final = {"CONDOM-M": (2.5, 900), "N9-GEL": (2.5, 200)}
 
 
-def seed(connection: Connection, now: datetime, *, demo: bool = False) -> None:
-    """Register everything; what exists already stays as it is, so that a second seed changes nothing."""
+def seed(
+    connection: Connection, now: datetime, *, demo: bool = False, site_rows: Iterable[Mapping[str, str]] | None = None
+) -> None:
+    """Register everything; what exists already stays as it is, so that a second seed changes nothing.
+
+    `site_rows` with the columns of sites.csv take the place of the 42 sites.
+    """
     fleet.add_products(connection, list(_products()))
-    for row in _rows("sites.csv"):
+    for row in site_rows or _rows("sites.csv"):
         dispenser = _dispenser(row)
         fleet.add_dispensers(connection, [dispenser])
         busy = dispenser.site_type in {"campus", "dormitory", "transport"}
@@ -80,7 +85,7 @@ def _products() -> Iterator[fleet.Product]:
         )  # fmt: skip
 
 
-def _dispenser(row: dict[str, str]) -> fleet.Dispenser:
+def _dispenser(row: Mapping[str, str]) -> fleet.Dispenser:
     opens, closes = OPENING[row["type"]]
     return fleet.Dispenser(
         row["id"], row["name_zh"], row["name_en"], row["street_zh"], row["street_en"], row["street_code"], row["type"],

@@ -95,6 +95,7 @@ def _summary(fleet: fl.Fleet, findings: Findings, seconds: float, days: float) -
         "days": days,
         "dispensers": len(fleet.machines),
         "facts": sum(machine.facts() for machine in fleet.machines.values()),
+        "digest": fleet.digest(),
         "requests": sum(machine.truth.tally.requests for machine in fleet.machines.values()),
         "dispenses": outcomes["vend:delivered"],
         "outcomes": dict(sorted(outcomes.items())),

@@ -62,6 +62,7 @@ class SimulatedMachine:
         self._unanswered = 0
         self._inbox: list[tuple[Channel, bytes]] = []
         self._retained: bytes | None = None
+        self._closing = False
         self._asked: Visitor | None = None
         self._wake_ms: int | None = None
         self._door_open = False
@@ -261,6 +262,8 @@ class SimulatedMachine:
                 pass
 
     def _visit(self, visitor: Visitor) -> None:
+        if self._closing:
+            return
         if not self._powered:
             self.truth.tally.outcomes["no_power"] += 1
             return
@@ -324,7 +327,8 @@ class SimulatedMachine:
         self.plan(self._network_down_until + 3_000, self._link_up)
 
     def heal(self) -> None:
-        """End every outage now: a run ends with everything told."""
+        """End every outage now, and let nobody come any more: a run ends with everything told."""
+        self._closing = True
         self._network_down_until = 0
         self._unheard_until_ms = self._unserved_until_ms = 0
         if not self._powered:
@@ -409,9 +413,17 @@ class SimulatedMachine:
         """A stream for something that happens at this machine now."""
         return self.world.stream(purpose, self.id, self.now_ms)
 
+    def reopen(self) -> None:
+        """Let people come again."""
+        self._closing = False
+
+    def chain(self) -> str:
+        """Name the current stream and the digest of its last fact: equal chains are equal facts, byte for byte."""
+        return f"{self._outbox.stream_id}/{self._outbox.last_seq}/{self._outbox.last_digest.hex()}"
+
     def pending(self) -> int:
-        """Facts that the server has not acknowledged."""
-        return self._outbox.pending
+        """Facts that the server has not acknowledged, and vends that are still to be one."""
+        return self._outbox.pending + len(self._outbox.intents)
 
     def lines(self) -> list[bytes]:
         """All facts of the current stream that are kept, as bytes."""

@@ -16,6 +16,7 @@ from simulator.world import World, local
 
 MINUTE_MS: Final = 60_000
 AT_THE_LOCK_MS: Final = 5_000
+NOT_HERE: Final = "this machine is not part of the simulation"
 
 Steps = Generator[int, None, None]
 
@@ -108,7 +109,10 @@ class Crew:
 
     def _visit(self, stop: dict[str, Any], van: dict[tuple[str, str], int]) -> Steps:
         """Arrive and unlock; then everything happens in the machine's own lane, and is told when the door is closed."""
-        machine, visit_id = self._machines[stop["dispenser_id"]], stop["visit_id"]
+        machine, visit_id = self._machines.get(stop["dispenser_id"]), stop["visit_id"]
+        if machine is None:
+            self._try(lambda: self._restocker.post(f"/visits/{visit_id}/skip", {"reason": NOT_HERE}))
+            return
         draw = machine.randomness("visit")
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/arrive"))
         if machine.online:

@@ -54,8 +54,16 @@ class Site:
         return self.placement != "indoor"
 
 
-def sites() -> list[Site]:
-    """Return the 42 sites, by id."""
+def site_rows(machines: int | None = None) -> list[dict[str, str]]:
+    """Return the rows of sites.csv; with `machines`, so many, made from them over and over under ids of their own."""
+    rows = list(csv.DictReader(data_text("sites.csv").splitlines()))
+    if machines is None:
+        return rows
+    return [{**rows[number % len(rows)], "id": f"SIM-{number + 1:05d}"} for number in range(machines)]
+
+
+def sites(machines: int | None = None) -> list[Site]:
+    """Return the 42 sites, or so many made from them, by id."""
     return [
         Site(
             row["id"],
@@ -66,7 +74,7 @@ def sites() -> list[Site]:
             float(row["demo_mean_boxes_per_day"]),
             row["street_code"],
         )
-        for row in csv.DictReader(data_text("sites.csv").splitlines())
+        for row in site_rows(machines)
     ]
 
 

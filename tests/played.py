@@ -15,7 +15,7 @@ from simulator.auditor import Auditor, Findings
 from simulator.bridges import Bridge, InProcessBridge
 from simulator.fleet import Fleet, People
 from simulator.server_api import ServerApi
-from simulator.world import DAY_MS, Site, World, sites
+from simulator.world import DAY_MS, Site, World, site_rows, sites
 
 BEGINS: Final = datetime(2026, 9, 20, 16, tzinfo=UTC)
 """A local midnight."""
@@ -24,11 +24,11 @@ PASSWORD: Final = "a-long-enough-password"
 PEOPLE: Final = {"administrator": None, "dispatcher": None, "restocker": DEPOT}
 
 
-def plant(database_url: str, begins: datetime = BEGINS) -> None:
-    """Register the 42 sites, a stocked depot and the people."""
+def plant(database_url: str, begins: datetime = BEGINS, machines: int | None = None) -> None:
+    """Register the 42 sites, or so many made from them, a stocked depot and the people."""
     database = Database(database_url)
     with database.begin() as connection:
-        seed(connection, begins)
+        seed(connection, begins, site_rows=site_rows(machines))
         for name, depot in PEOPLE.items():
             auth.add_user(connection, name, name, PASSWORD, system_now(), depot)
     database.close()
@@ -64,10 +64,12 @@ class Played:
 
 
 @contextmanager
-def played(database_url: str, seed_: int, at: Sequence[Site] | None = None, **parameters: Any) -> Iterator[Played]:
-    """A fleet at these sites, all 42 by default."""
-    plant(database_url)
-    running = Played(database_url, World(seed_, parameters), sites() if at is None else at)
+def played(
+    database_url: str, seed_: int, machines: int | None = None, bridge: Any = InProcessBridge, **parameters: Any
+) -> Iterator[Played]:
+    """The fleet of the 42 sites, or of so many made from them."""
+    plant(database_url, machines=machines)
+    running = Played(database_url, World(seed_, parameters), sites(machines), bridge)
     yield running
     running.fleet.close()
     running.server.close()
