@@ -94,7 +94,7 @@ class StorageMixin(AgentParts):
             self._close_session(at, life_count)
         if self._link_waits:
             effects += self._link_came_up(at)
-        return [*effects, Show(self.display())]
+        return [Show(self.display()), *effects]  # first: what the board answers changes the screen again
 
     def _settle(self, intent: Intent, life_count: int | None, at: Moment) -> list[Effect]:
         heard, self._unkept = self._unkept, None

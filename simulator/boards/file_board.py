@@ -1,6 +1,7 @@
 """A simulated board for the real agent process: its coils live in a file, so that they outlive the agent's death.
 
-`python -m simulator.boards.file_board STATE ask 1` and `... door open` do what a visitor and a restocker do.
+`python -m simulator.boards.file_board STATE ask 1`, `... door open`, `... count 1:20` and `... refill 1:CONDOM-M:L1:20` do
+what a visitor and a restocker do.
 """
 
 import fcntl
@@ -12,9 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from device_agent.events import BoardResult, DoorChanged, Event, ServiceKeyTurned, SlotChosen, VendEnded
+from device_agent.events import (
+    BoardResult,
+    DoorChanged,
+    Event,
+    LocalCount,
+    LocalRefill,
+    ServiceKeyTurned,
+    SlotChosen,
+    VendEnded,
+)
 from device_agent.hal.ports import BoardError
-from protocol.messages import Board
+from protocol.messages import Board, LotPacks
 
 EMPTY: dict[str, Any] = {
     "coils": {}, "life_count": 0, "last": None, "door_open": False, "inbox": [], "screen": [], "vend_ms": 200,
@@ -115,6 +125,12 @@ class FileBoard:
                     events.append(DoorChanged(open=value == "open", life_count=life_count))
                 case "key":
                     events.append(ServiceKeyTurned(on=value == "on"))
+                case "count":
+                    slot, packs = value.split(":")
+                    events.append(LocalCount(int(slot), int(packs)))
+                case "refill":
+                    slot, product, lot, packs = value.split(":")
+                    events.append(LocalRefill(int(slot), product, (LotPacks(lot=lot, packs=int(packs)),)))
         return events
 
     def close(self) -> None:

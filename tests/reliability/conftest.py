@@ -2,8 +2,11 @@
 
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +57,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or bool(report.failed)
     return report
+
+
+@pytest.fixture
+def fast_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: what dies there is a process, and waiting for a disk shows nothing more."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    directory = Path(tempfile.mkdtemp(prefix="dispenser-fleet-", dir=memory))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

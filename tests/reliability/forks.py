@@ -69,6 +69,9 @@ class Child:
     def wait(self) -> int:
         return int(until(lambda: None if self.ended() is None else (self.ended(),), "the child ends")[0] or 0)
 
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
     def kill(self) -> None:
         if self.ended() is None:
             os.kill(self.pid, signal.SIGKILL)
