@@ -30,7 +30,7 @@ SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS facts (seq INTEGER PRIMARY KEY, line BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS former_facts (stream_id TEXT, seq INTEGER, line BLOB NOT NULL, PRIMARY KEY (stream_id, seq));
 CREATE TABLE IF NOT EXISTS state (kind TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS seal (number INTEGER PRIMARY KEY, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS seal (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, digest BLOB NOT NULL);
 """
 
 BEGINS: Final[dict[str, Any]] = {
@@ -275,6 +275,9 @@ class Outbox:
         for line in lines:
             seq, digest = seq + 1, next_digest(digest, line)
             chained.append((seq, line, digest))
+        changes = {key: value for key, value in changes.items() if self._rows.get(key) != value}
+        if not changes and not chained and not statements:
+            return
         total = self._sum
         for key, value in changes.items():
             former = self._rows.get(key)
@@ -301,8 +304,7 @@ class Outbox:
                 self._db.execute("DELETE FROM state WHERE kind = ? AND name = ?", key)
             else:
                 self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (*key, value))
-        self._db.execute("DELETE FROM seal")
-        self._db.execute("INSERT INTO seal VALUES (?, ?)", (seal.number, seal.digest))
+        self._db.execute("INSERT OR REPLACE INTO seal VALUES (1, ?, ?)", (seal.number, seal.digest))
 
     def _mirror_changes(self, changes: Changes) -> None:
         for (kind, name), value in changes.items():
@@ -343,11 +345,15 @@ class Outbox:
 
         The machine's own clock decides nothing here: it may jump by years.
         """
-        day = server_at_ms // DAY_MS
-        days: list[list[int]] = [known for known in self.meta.get("acked_days", []) if known[0] < day]
+        day, before = server_at_ms // DAY_MS, self.meta.get("acked_day")
+        meta: dict[str, Any] = {"acked_through": through_seq, "epoch": epoch}
+        if day == before:
+            self.record(meta=meta)
+            return
+        days = [known for known in self.meta.get("acked_days", []) if known[0] < day]
+        days += [] if before is None or before > day else [[before, self.acked_through]]
         old = [seq for then, seq in days if then <= day - KEPT_FACT_DAYS and seq <= through_seq]
-        kept = [[then, seq] for then, seq in days if then > day - KEPT_FACT_DAYS]
-        meta: dict[str, Any] = {"acked_through": through_seq, "epoch": epoch, "acked_days": [*kept, [day, through_seq]]}
+        meta |= {"acked_day": day, "acked_days": [[then, seq] for then, seq in days if then > day - KEPT_FACT_DAYS]}
         if not old or old[-1] <= self._given_up()[0]:
             self.record(meta=meta)
             return
