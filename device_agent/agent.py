@@ -22,7 +22,7 @@ from device_agent.sending import Sender
 from device_agent.settings import AgentSettings
 from device_agent.storing import StorageMixin, planned
 from device_agent.vending import refusal_of_stock
-from device_agent.watch import Change, Watch
+from device_agent.watch import Watch
 from protocol.codec import CodecError, decode_ack, encode
 from protocol.messages import (
     Board,
@@ -115,7 +115,7 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._follow_board(last_board_sequence)
         self._keep(self.started(at, "new_stream" if outbox.last_seq == 0 else "start", life_count))
         self._begun = True
-        self.note([Change("STORAGE_FULL", raised=False)], at)  # where a former run could not say so
+        self._storage_is_over(at)
         self._finish_interrupted_orders(at)
         if self.has_fault("VMC_OFFLINE"):
             self._test_due_ms = at.mono_ms + TEST_AGAIN_MS

@@ -13,13 +13,14 @@ from device_agent.vending import Plan
 from protocol.messages import Desired
 
 STORAGE_RETRY_MS: Final = 30_000
+TOLD: Final = "storage_told"
+"""Whether STORAGE_FULL was told because nothing could be written; the watch tells it as well, for another cause."""
 
 
 class StorageMixin(AgentParts):
     """The part of the agent that leaves the service when storage fails, and comes back."""
 
     _storage_due_ms: int | None = None
-    _storage_told = False
     # The board's word on a vend that could not be kept.
     _unkept: ev.VendEnded | ev.BoardAnswered | None = None
     _begun = False
@@ -50,7 +51,7 @@ class StorageMixin(AgentParts):
         self._leave_service()
         if self._storage_due_ms is None or self._storage_due_ms <= at.mono_ms:
             self._storage_due_ms = at.mono_ms + STORAGE_RETRY_MS
-        if not self._storage_told and not self.outbox.unsure:
+        if not self.outbox.meta.get(TOLD) and not self.outbox.unsure:
             self.outbox.reserve.give_up()
             self._tell_storage(error, at)
         return [Show(self.display())]
@@ -59,27 +60,30 @@ class StorageMixin(AgentParts):
         detail = "out of service until it could write again" if error is None else f"out of service: {error}"
         facts, meta = self.fault_facts(at, [("STORAGE_FULL", None, detail)])
         try:
-            self.outbox.record(*facts, meta=meta)
+            self.outbox.record(*facts, meta=meta | {TOLD: True})
         except OutboxError as again:
             if error is None or isinstance(again, OutboxDamagedError):
                 raise
-            return  # told when it is over
-        self._storage_told = True
+            # It is told when it is over.
 
     def _try_storage(self, at: Moment) -> list[Effect]:
         """Come back into service, with the room set aside again; raises OutboxError while that cannot be."""
         if self.outbox.unsure:
             self.outbox.recover()
         self.outbox.reserve.keep()
-        if not self._storage_told:
+        if not self.outbox.meta.get(TOLD):
             self._tell_storage(None, at)
-        facts, meta = self.fault_facts(at, cleared=[("STORAGE_FULL", None)])
-        self.outbox.record(*facts, meta=meta)
-        self._storage_told = False
+        self._storage_is_over(at)
         self._storage_due_ms = None
         self.state = after(self.state, Step.STORAGE_BACK)
         self.plan = planned(self.outbox.meta.get("desired"))
         return self._go_on(None, at) if self._begun else self._begin(at)
+
+    def _storage_is_over(self, at: Moment) -> None:
+        """Say so, if it was told; perhaps by a former run that did not live to see the end."""
+        if self.outbox.meta.get(TOLD):
+            facts, meta = self.fault_facts(at, cleared=[("STORAGE_FULL", None)])
+            self.outbox.record(*facts, meta=meta | {TOLD: False})
 
     def _go_on(self, life_count: int | None, at: Moment) -> list[Effect]:
         """Settle what was left open: a vend without a result, a door that opened or closed meanwhile."""
