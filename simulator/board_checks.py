@@ -10,7 +10,7 @@ from device_agent.events import BoardFault, BoardFaultEnded, BoardResult, DoorCh
 from device_agent.hal.ports import BoardError
 from simulator.board_driven import PATIENCE_S, SLOT, Driven, expect
 from simulator.boards.line import LineFault
-from simulator.boards.physical_board import Fault
+from simulator.boards.virtual_board import Fault
 from simulator.real_time import monotonic
 
 NOWHERE: Final = 9_999

@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 from simulator.boards.fafb_wire import FafbWire
 from simulator.boards.hdb1_wire import hdb1_wire
 from simulator.boards.line import LineFault, PtyLine, Wire
-from simulator.boards.physical_board import Fault, PhysicalBoard, board_of
+from simulator.boards.physical_board import PhysicalBoard, board_of
+from simulator.boards.virtual_board import Fault
 
 VEND_S: Final = (0.25, 0.35)
 

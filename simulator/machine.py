@@ -18,14 +18,15 @@ from device_agent import effects as ef
 from device_agent import events as ev
 from device_agent.agent import Agent
 from device_agent.moment import Moment
-from device_agent.outbox import Outbox
 from device_agent.settings import AgentSettings
 from protocol.topics import Channel
 from simulator.access import Access
-from simulator.boards.virtual_board import IDENTITY, Turn, VirtualBoard
-from simulator.faults import Injection, Kind
+from simulator.boards.virtual_board import IDENTITY, Chances, Turn, VirtualBoard
+from simulator.card import Card
+from simulator.faults import Kind
+from simulator.happenings import HappeningsMixin
 from simulator.truth import Truth, kept_from_serving
-from simulator.world import Site, Visitor, World, day_start_ms, local, local_day, local_hour
+from simulator.world import Site, Visitor, World, day_start_ms, local, local_day
 
 WILL_DELAY_MS: Final = 45_000
 """A broker notices a dead connection after one and a half keep-alives."""
@@ -34,7 +35,7 @@ RETRY_MS: Final = 40_000
 SERVER_AT: Final = re.compile(rb'"server_at_ms":\d+')
 
 
-class SimulatedMachine:
+class SimulatedMachine(HappeningsMixin):
     """The machine and its surroundings. `send(channel, payload, qos, retain)` is its way to the broker."""
 
     def __init__(
@@ -50,10 +51,11 @@ class SimulatedMachine:
         self.id = site.dispenser_id
         self.now_ms = start_ms
         self.truth = Truth(Access(world.opening(site), start_ms))
-        self.board = VirtualBoard(world.stream("board", self.id))
-        self._restore()
+        self.board = VirtualBoard(world.stream("board", self.id), chances=Chances.of(world.parameters))
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._begin_happenings()
+        self._restore()
         self._boot_ms = start_ms
         self._powered = False
         self._link = False
@@ -67,7 +69,7 @@ class SimulatedMachine:
         self._wake_ms: int | None = None
         self._door_open = False
         self._lock_pulsed = False
-        self._outbox = self._open()
+        self._open_card()
         self.truth.begin(self._outbox)
         self.agent = self._new_agent()
         self._boot()
@@ -83,6 +85,7 @@ class SimulatedMachine:
             value = json.loads(path.read_text())
             self.board.restore(value["board"])
             self.truth.restore(value["truth"])
+            self.restore_happenings(value["happenings"])
 
     def save(self) -> None:
         """Keep the physical truth; the agent keeps its own."""
@@ -92,14 +95,16 @@ class SimulatedMachine:
         value = {
             "board": self.board.to_json(),
             "truth": self.truth.to_json(),
+            "happenings": self.happenings_to_json(),
         }
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(value))
         temporary.replace(path)
 
-    def _open(self) -> Outbox:
-        path = ":memory:" if self._directory is None else self._directory / f"{self.id}.outbox"
-        return Outbox(path, self.id, durable=False, randomness=self.world.stream("stream", self.id))
+    def _open_card(self, image: bytes | None = None) -> None:
+        """Open the card, or put another in its place: an image, or an empty one with a stream of its own."""
+        path = None if self._directory is None else self._directory / f"{self.id}.outbox"
+        self._outbox = Card(path, self.id, self.world.stream("stream", self.id, self.cards), image)
 
     def _new_agent(self) -> Agent:
         boots = int(self._outbox.meta.get("session", 0)), self._outbox.last_seq
@@ -118,7 +123,7 @@ class SimulatedMachine:
 
     def at(self) -> Moment:
         """This machine's now."""
-        return Moment(self.now_ms, self.now_ms - self._boot_ms, trusted=True)
+        return Moment(self.now_ms + self.clock_off_ms, self.now_ms - self._boot_ms, trusted=True)
 
     def plan(self, at_ms: int, what: Callable[[], None]) -> None:
         """Let something happen at a virtual moment."""
@@ -167,19 +172,14 @@ class SimulatedMachine:
                 case ef.Publish(channel, payload, qos, retain):
                     if self._link:
                         self._publish(channel, payload, qos, retain)
-                case ef.RunMotor(slot, sequence):
-                    self._turn(self.board.run(slot, sequence))
+                case ef.RunMotor():
+                    self._run_motor(effect)
                 case ef.AskBoard(sequence):
-                    result = self.board.stored(sequence)
-                    answer = ev.BoardAnswered(sequence, result, self.board.life_count)
-                    self.plan(self.now_ms + 100, lambda answer=answer: self._board_said(answer))  # type: ignore[misc]
+                    self._ask_board(sequence)
                 case ef.PulseLock():
-                    self._lock_pulsed = True
-                case ef.ClearJam(order_id, slot):
-                    self.board.jammed.discard(slot)
-                    self.plan(self.now_ms + 2_000, lambda o=order_id: self.tell(ev.OrderDone(o, ok=True)))  # type: ignore[misc]
-                case ef.SelfTest(order_id):
-                    self.plan(self.now_ms + 3_000, lambda o=order_id: self.tell(ev.OrderDone(o, ok=True)))  # type: ignore[misc]
+                    self._pulse_lock()
+                case ef.ClearJam() | ef.SelfTest():
+                    self._board_does(effect)
                 case ef.Restart():
                     self._cut_power(self.now_ms + BOOT_MS)
                 case ef.Reconnect():
@@ -198,10 +198,7 @@ class SimulatedMachine:
 
     def _turn(self, turn: Turn) -> None:
         ended = ev.VendEnded(turn.board_sequence, turn.result, turn.duration_ms, self.board.life_count)
-        self.plan(self.now_ms + turn.duration_ms, lambda: self._board_said(ended))
-
-    def _board_said(self, event: ev.VendEnded | ev.BoardAnswered) -> None:
-        self.tell(event)
+        self.plan(self.now_ms + turn.duration_ms, lambda: self.tell(ended))
 
     def _learn(self) -> None:
         """Take note of what the agent has recorded, beside what really happened."""
@@ -211,7 +208,9 @@ class SimulatedMachine:
     def _lost_to(self) -> str | None:
         """What keeps a visitor from getting a condom now; None where nothing does."""
         if not self._powered:
-            return "power"
+            return "stolen" if self.stolen else "power"
+        if (cause := self._kept_away()) is not None:
+            return cause
         if self._door_open:
             return "door"
         return kept_from_serving(self.agent, self.board, local_day(self.now_ms))
@@ -227,45 +226,15 @@ class SimulatedMachine:
         for injection in self.world.injections(self.site, today):
             if injection.at_ms > self.now_ms:
                 self.plan(injection.at_ms, lambda injection=injection: self.inject(injection))  # type: ignore[misc]
-        for hour in range(0, 24, 6):
+        for hour in range(24):
             self.plan(day_start_ms(today) + hour * 3_600_000, self._read_sensors)
         self.plan(day_start_ms(today + timedelta(days=1)), self._plan_day)
-
-    def _read_sensors(self) -> None:
-        air, hour = self.world.air(self.site, self.now_ms), local_hour(self.now_ms)
-        self.truth.tally.felt(air.temperature_at(hour))
-        self.tell(
-            ev.SensorRead(
-                temperature_c=air.temperature_at(hour),
-                humidity_pct=air.humidity_at(hour),
-                signal_dbm=air.signal_at(hour),
-                supply_mv=12_100,
-                battery_mv=12_900,
-            )
-        )
-
-    def inject(self, injection: Injection) -> None:
-        """Let something happen now."""
-        match injection.kind:
-            case Kind.NETWORK_FAILS if injection.until_ms is not None:
-                self._network_fails(injection.until_ms)
-            case Kind.MAINS_FAILS if injection.until_ms is not None:
-                self._cut_power(injection.until_ms)
-            case Kind.ACKS_LOST if injection.until_ms is not None:
-                self._unheard_until_ms = max(self._unheard_until_ms, injection.until_ms)
-            case Kind.SERVER_SILENT if injection.until_ms is not None:
-                self._unheard_until_ms = max(self._unheard_until_ms, injection.until_ms)
-                self._unserved_until_ms = max(self._unserved_until_ms, injection.until_ms)
-            case Kind.PACKS_STOLEN:
-                self._steal()
-            case _:
-                pass
 
     def _visit(self, visitor: Visitor) -> None:
         if self._closing:
             return
-        if not self._powered:
-            self.truth.tally.outcomes["no_power"] += 1
+        if self.is_closed or not self._powered:
+            self.truth.tally.outcomes["site_closed" if self.is_closed else "no_power"] += 1
             return
         self.truth.tally.asked(local_day(self.now_ms))
         self._asked = visitor
@@ -281,13 +250,6 @@ class SimulatedMachine:
         if message in {"refused:limit", "refused:busy"} and visitor.patient:
             again = Visitor(self.now_ms + RETRY_MS, visitor.product, patient=False)
             self.plan(again.at_ms, lambda: self._visit(again))
-
-    def _steal(self) -> None:
-        stocked = sorted(slot for slot, coil in self.board.coils.items() if coil)
-        if stocked:
-            slot = self.world.stream("stolen", self.id, self.now_ms).choice(stocked)
-            self.board.coils[slot].pop()
-            self.truth.note(slot, "theft", -1)
 
     # ------------------------------------------------------------ network and mains
 
@@ -329,10 +291,17 @@ class SimulatedMachine:
     def heal(self) -> None:
         """End every outage now, and let nobody come any more: a run ends with everything told."""
         self._closing = True
-        self._network_down_until = 0
         self._unheard_until_ms = self._unserved_until_ms = 0
+        if self.stolen:
+            return
+        self._healed()
         if not self._powered:
             self._boot()
+        self._network_returns()
+
+    def _network_returns(self) -> None:
+        failing = self.active.get(Kind.NETWORK_FAILS)
+        self._network_down_until = (failing.until_ms or 0) if failing is not None else 0
         self._link_up()
 
     def _cut_power(self, until_ms: int) -> None:
@@ -340,11 +309,11 @@ class SimulatedMachine:
             return
         self._link_down()
         self._powered = False
-        self.truth.access.note("power", self.now_ms)
+        self.truth.access.note(self._lost_to(), self.now_ms)
         self.plan(until_ms + BOOT_MS, self._boot)
 
     def _boot(self) -> None:
-        if self._powered:
+        if self._powered or self.stolen:
             return
         self._powered = True
         self._boot_ms = self.now_ms
@@ -352,6 +321,7 @@ class SimulatedMachine:
         self.agent = self._new_agent()
         self._do(self.agent.start(self.at(), self.board.life_count, self.board.last_sequence, self._door_open))
         self._learn()
+        self._booted()
         self.plan(self.now_ms + 1_000, self._link_up)
 
     def message(self, channel: Channel, payload: bytes) -> None:
@@ -392,8 +362,7 @@ class SimulatedMachine:
         """A restocker opens the door; returns the session code that the machine shows, None without power."""
         if by_key:
             self.tell(ev.ServiceKeyTurned(on=True))
-        self._door_open = True
-        self.tell(ev.DoorChanged(open=True, life_count=self.board.life_count))
+        self._door_moves(is_open=True)
         return self.agent.display().session if self._powered else None
 
     @property
@@ -402,12 +371,12 @@ class SimulatedMachine:
         return self._lock_pulsed
 
     def close_door(self) -> None:
-        """The restocker closes the door and turns the key back."""
-        self._door_open = False
+        """The restocker, who has repaired what could be, closes the door and turns the key back."""
         self._lock_pulsed = False
-        self.board.jammed.clear()
-        self.tell(ev.DoorChanged(open=False, life_count=self.board.life_count))
+        if not self._stays_open():
+            self._door_moves(is_open=False)
         self.tell(ev.ServiceKeyTurned(on=False))
+        self._repaired()
 
     def randomness(self, purpose: str) -> random.Random:
         """A stream for something that happens at this machine now."""
@@ -422,8 +391,8 @@ class SimulatedMachine:
         return f"{self._outbox.stream_id}/{self._outbox.last_seq}/{self._outbox.last_digest.hex()}"
 
     def pending(self) -> int:
-        """Facts that the server has not acknowledged, and vends that are still to be one."""
-        return self._outbox.pending + len(self._outbox.intents)
+        """Facts that the server has not acknowledged and may still hear of, and vends that are still to be one."""
+        return 0 if self.stolen else self._outbox.pending + len(self._outbox.intents)
 
     def lines(self) -> list[bytes]:
         """All facts of the current stream that are kept, as bytes."""

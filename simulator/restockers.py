@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from simulator.faults import Injection, Kind
 from simulator.machine import SimulatedMachine
 from simulator.server_api import ServerApi, ServerError
 from simulator.world import World, local
 
 MINUTE_MS: Final = 60_000
 AT_THE_LOCK_MS: Final = 5_000
+STUCK_LOCK_MS: Final = 3 * MINUTE_MS
+"""How long somebody tries before they take the key."""
 NOT_HERE: Final = "this machine is not part of the simulation"
 
 Steps = Generator[int, None, None]
@@ -114,18 +117,32 @@ class Crew:
             self._try(lambda: self._restocker.post(f"/visits/{visit_id}/skip", {"reason": NOT_HERE}))
             return
         draw = machine.randomness("visit")
+        mishaps = self._world.mishaps(visit_id, len(stop["picks"]))
+        obstacle = _obstacle(machine, blocked=mishaps.blocked)
+        if obstacle is not None:
+            self._try(lambda: self._restocker.post(f"/visits/{visit_id}/skip", {"reason": obstacle}))
+            return
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/arrive"))
         if machine.online:
             self._try(lambda: self._collect(self._restocker.post(f"/visits/{visit_id}/unlock")["messages_sent"]))
-        opens_ms = self._now_ms() + AT_THE_LOCK_MS
+        opens_ms = self._now_ms() + (STUCK_LOCK_MS if machine.lock_is_stuck else AT_THE_LOCK_MS)
         closes_ms = opens_ms + MINUTE_MS + draw.randrange(4, 9) * MINUTE_MS
-        tells_ms = closes_ms + AT_THE_LOCK_MS
+        tells_ms = closes_ms + mishaps.door_open_ms + AT_THE_LOCK_MS
         is_late = draw.random() < self._finished_offline
         due_ms = tells_ms + draw.randrange(2, 9) * 60 * MINUTE_MS * is_late
         sessions: list[str | None] = []
 
         def serve() -> None:
+            if sessions[0] is None:
+                return  # a dark machine, or one that does not notice its door: nothing would have a place in its stream
             operations = self._work_on_slots(machine, stop, van, sessions[0], draw)
+            for kind, happens in (
+                (Kind.HELIX_UNSEATED, mishaps.helix_unseated),
+                (Kind.DOOR_LEFT_OPEN, mishaps.door_open_ms),
+            ):
+                if happens:
+                    until_ms = closes_ms + mishaps.door_open_ms if kind is Kind.DOOR_LEFT_OPEN else None
+                    machine.inject(Injection(machine.now_ms, kind, until_ms))
             self.work.kept.append((due_ms, visit_id, operations))
 
         machine.plan(opens_ms, lambda: sessions.append(machine.open_door(by_key=not machine.unlocked)))
@@ -219,3 +236,10 @@ class Crew:
     def _off_by(self, draw: random.Random, there: int) -> int:
         """How much a person is off by: usually nothing, and never below an empty slot."""
         return max(-there, round(draw.gauss(0, self._miscount_sd)))
+
+
+def _obstacle(machine: SimulatedMachine, *, blocked: bool) -> str | None:
+    """Why nobody can work at a machine today, or None."""
+    if machine.stolen:
+        return "missing: no machine there"
+    return "blocked: no access" if blocked or machine.is_closed else None

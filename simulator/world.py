@@ -245,10 +245,11 @@ class World:
         Somebody who takes several packs asks for one after the other, as the machine wants it.
         """
         mix = {name: share for name, share in self.product_mix.items() if name in products}
-        if not mix:
+        rate = self.rate(site, day)
+        if not mix or rate <= 0:
             return []
         draw = self.stream("visitors", site.dispenser_id, day)
-        packs = poisson(draw, draw.gammavariate(self._k, self.rate(site, day) / self._k))
+        packs = poisson(draw, draw.gammavariate(self._k, rate / self._k))
         first, last = self.opening(site)
         hours, weights = range(first, last), list(itertools.accumulate(self._hour_weights[first:last]))
         names, shares = list(mix), list(itertools.accumulate(mix.values()))

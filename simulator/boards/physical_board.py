@@ -7,13 +7,12 @@ cabinet is added, and the state can be kept in a file, so that a power cut takes
 import json
 import os
 import random
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from device_agent.events import BoardResult
-from simulator.boards.virtual_board import Turn, VirtualBoard
+from simulator.boards.virtual_board import Fault, Turn, VirtualBoard
 
 SLOTS: Final = 64
 VEND_S: Final = (1.2, 3.5)
@@ -27,27 +26,6 @@ BOUNDS: Final = {"temperature_c": (-99.0, 999.0), "humidity_pct": (0.0, 100.0)}
 """What the registers and texts of the wires can carry; all else is a 16-bit register."""
 
 
-class Fault(StrEnum):
-    """What can be planted for the next turn of a slot. JAM and ABSENT last until repaired."""
-
-    JAM = "jam"
-    ABSENT = "absent"
-    OVER_CURRENT = "over_current"
-    DID_NOT_FALL = "did_not_fall"
-    FELL_UNSEEN = "fell_unseen"
-    DOUBLE_DROP = "double_drop"
-
-
-OUTCOMES: Final[dict[Fault, tuple[BoardResult, int]]] = {
-    Fault.JAM: (BoardResult.JAM, 0),
-    Fault.ABSENT: (BoardResult.MOTOR_ABSENT, 0),
-    Fault.OVER_CURRENT: (BoardResult.OVER_CURRENT, 0),
-    Fault.DID_NOT_FALL: (BoardResult.NO_DROP, 0),
-    Fault.FELL_UNSEEN: (BoardResult.NO_DROP, 1),
-    Fault.DOUBLE_DROP: (BoardResult.DROPPED, 2),
-}
-
-
 @dataclass
 class PhysicalBoard(VirtualBoard):
     """A `VirtualBoard` in its cabinet. `by_chance` adds the rates of faults.csv; without it only planted faults happen."""
@@ -55,15 +33,12 @@ class PhysicalBoard(VirtualBoard):
     by_chance: bool = False
     vend_s: tuple[float, float] = VEND_S
     path: Path | None = None
-    planted: dict[int, list[Fault]] = field(default_factory=dict)
-    absent: set[int] = field(default_factory=set)
     turns: int = 0
     """How often any motor has turned: what a driver must not repeat."""
     door_open: bool = False
     key_on: bool = False
     tampered: bool = False
     mains: bool = True
-    curtain_clear: bool = True
     battery_mv: int = 12_900
     supply_mv: int = 24_100
     temperature_c: float = 23.4
@@ -90,25 +65,17 @@ class PhysicalBoard(VirtualBoard):
         return self.last
 
     def _outcome(self, slot: int) -> tuple[BoardResult, int]:
-        waiting = self.planted.get(slot)
-        fault = waiting.pop(0) if waiting else None
-        if fault is Fault.JAM:
-            self.jammed.add(slot)
-        elif fault is Fault.ABSENT:
-            self.absent.add(slot)
-        if slot in self.absent or not 1 <= slot <= SLOTS:
-            return BoardResult.MOTOR_ABSENT, 0
-        if fault is not None:
-            return OUTCOMES[fault]
+        return super()._outcome(slot) if 1 <= slot <= SLOTS else (BoardResult.MOTOR_ABSENT, 0)
+
+    def _by_chance(self, slot: int, chance: float) -> tuple[BoardResult, int]:
         if self.by_chance:
-            return super()._outcome(slot)
+            return super()._by_chance(slot, chance)
         if slot in self.jammed:
             return BoardResult.JAM, 0
         return (BoardResult.DROPPED, 1) if self.coils.get(slot) else (BoardResult.NO_DROP, 0)
 
     def plant(self, slot: int, *faults: Fault) -> None:
-        """Let the next turns of a slot go wrong, in this order."""
-        self.planted.setdefault(slot, []).extend(faults)
+        super().plant(slot, *faults)
         self.keep()
 
     def load(self, slot: int, lot: str, packs: int) -> None:
@@ -152,15 +119,13 @@ class PhysicalBoard(VirtualBoard):
     def to_json(self) -> dict[str, Any]:
         value = super().to_json()
         value |= {name: getattr(self, name) for name in CABINET}
-        value["planted"] = {str(slot): list(map(str, faults)) for slot, faults in self.planted.items()}
-        return value | {"absent": sorted(self.absent), "turns": self.turns}
+        return value | {"turns": self.turns}
 
     def restore(self, value: dict[str, Any]) -> None:
         super().restore(value)
         for name in CABINET:
             setattr(self, name, value[name])
-        self.planted = {int(slot): [Fault(name) for name in faults] for slot, faults in value["planted"].items()}
-        self.absent, self.turns = set(value["absent"]), value["turns"]
+        self.turns = value["turns"]
 
 
 def board_of(path: Path | None = None, seed: str = "board", **more: Any) -> PhysicalBoard:

@@ -6,18 +6,59 @@ here and is known here.
 
 import random
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 from device_agent.events import BoardResult
 from protocol.messages import Board
+from simulator.parameters import Parameters
 
 IDENTITY: Final = Board(model="SIM-1", runs_sequence_once=True, counts_life=True)
 
-# Rates per vend: faults.csv (SLOT_JAM 3-5 per 1000, DROP_NOT_SEEN 2 per 1000) and an assumption for the last two.
-JAM: Final = 0.004
-FELL_UNSEEN: Final = 0.0014
-DID_NOT_FALL: Final = 0.0006
-DOUBLE_DROP: Final = 0.0005
+
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """Shares of vends that go wrong by themselves; the defaults are those of the parameters' defaults."""
+
+    jam: float = 0.004
+    fell_unseen: float = 0.0014
+    did_not_fall: float = 0.0006
+    double_drop: float = 0.0005
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> "Chances":
+        """Read the rates of faults.csv and of what no machine can observe."""
+        unseen = parameters.number("faults.DROP_NOT_SEEN.rate") / 1000
+        there = parameters.number("vends.did_not_fall_share")
+        return cls(
+            parameters.number("faults.SLOT_JAM.rate") / 1000,
+            unseen * (1 - there),
+            unseen * there,
+            parameters.number("vends.double_drop_per_1000") / 1000,
+        )
+
+
+class Fault(StrEnum):
+    """What can be planted for the next turn of a slot. JAM and ABSENT last until repaired."""
+
+    JAM = "jam"
+    ABSENT = "absent"
+    OVER_CURRENT = "over_current"
+    DID_NOT_FALL = "did_not_fall"
+    FELL_UNSEEN = "fell_unseen"
+    DOUBLE_DROP = "double_drop"
+
+
+OUTCOMES: Final[dict[Fault, tuple[BoardResult, int]]] = {
+    Fault.JAM: (BoardResult.JAM, 0),
+    Fault.ABSENT: (BoardResult.MOTOR_ABSENT, 0),
+    Fault.OVER_CURRENT: (BoardResult.OVER_CURRENT, 0),
+    Fault.DID_NOT_FALL: (BoardResult.NO_DROP, 0),
+    Fault.FELL_UNSEEN: (BoardResult.NO_DROP, 1),
+    Fault.DOUBLE_DROP: (BoardResult.DROPPED, 2),
+}
+ANY_SLOT: Final = 0
+"""Where a fault is planted for whichever slot turns next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +81,10 @@ class VirtualBoard:
     jammed: set[int] = field(default_factory=set)
     life_count: int = 0
     last: Turn | None = None
+    chances: Chances = Chances()
+    planted: dict[int, list[Fault]] = field(default_factory=dict)
+    absent: set[int] = field(default_factory=set)
+    curtain_clear: bool = True
 
     def run(self, slot: int, board_sequence: int) -> Turn:
         """Turn a motor; the same sequence id again returns the stored result and turns nothing."""
@@ -56,15 +101,28 @@ class VirtualBoard:
 
     def _outcome(self, slot: int) -> tuple[BoardResult, int]:
         chance = self.randomness.random()
+        waiting = self.planted.get(slot) or self.planted.get(ANY_SLOT)
+        fault = waiting.pop(0) if waiting else None
+        if fault is Fault.JAM:
+            self.jammed.add(slot)
+        elif fault is Fault.ABSENT:
+            self.absent.add(slot)
+        if slot in self.absent:
+            return BoardResult.MOTOR_ABSENT, 0
+        if fault is not None:
+            return OUTCOMES[fault]
+        return self._by_chance(slot, chance)
+
+    def _by_chance(self, slot: int, chance: float) -> tuple[BoardResult, int]:
         if slot in self.jammed:
             return BoardResult.JAM, 0
         if not self.coils.get(slot):
             return BoardResult.NO_DROP, 0
         for share, result, fell in (
-            (JAM, BoardResult.JAM, 0),
-            (FELL_UNSEEN, BoardResult.NO_DROP, 1),
-            (DID_NOT_FALL, BoardResult.NO_DROP, 0),
-            (DOUBLE_DROP, BoardResult.DROPPED, 2),
+            (self.chances.jam, BoardResult.JAM, 0),
+            (self.chances.fell_unseen, BoardResult.NO_DROP, 1),
+            (self.chances.did_not_fall, BoardResult.NO_DROP, 0),
+            (self.chances.double_drop, BoardResult.DROPPED, 2),
         ):
             if chance < share:
                 if result is BoardResult.JAM:
@@ -72,6 +130,10 @@ class VirtualBoard:
                 return result, fell
             chance -= share
         return BoardResult.DROPPED, 1
+
+    def plant(self, slot: int, *faults: Fault) -> None:
+        """Let the next turns of a slot go wrong, in this order."""
+        self.planted.setdefault(slot, []).extend(faults)
 
     def stored(self, board_sequence: int) -> BoardResult | None:
         """Return the result of a sequence id, if it was the last one run."""
@@ -108,6 +170,9 @@ class VirtualBoard:
                 self.last.duration_ms,
                 self.last.fell,
             ],
+            "planted": {str(slot): list(map(str, faults)) for slot, faults in self.planted.items()},
+            "absent": sorted(self.absent),
+            "curtain_clear": self.curtain_clear,
             "randomness": _state_to_json(self.randomness),
         }
 
@@ -116,6 +181,8 @@ class VirtualBoard:
         self.coils = {int(slot): list(coil) for slot, coil in value["coils"].items()}
         self.jammed = set(value["jammed"])
         self.life_count = value["life_count"]
+        self.planted = {int(slot): [Fault(name) for name in faults] for slot, faults in value["planted"].items()}
+        self.absent, self.curtain_clear = set(value["absent"]), value["curtain_clear"]
         if value["last"] is not None:
             sequence, slot, result, duration_ms, fell = value["last"]
             self.last = Turn(sequence, slot, BoardResult(result), duration_ms, fell)

@@ -15,7 +15,8 @@ from typing import Final
 from simulator.boards.fafb_wire import FafbWire
 from simulator.boards.hdb1_wire import hdb1_wire
 from simulator.boards.line import LineFault, PtyLine, Wire
-from simulator.boards.physical_board import CABINET, VEND_S, Fault, PhysicalBoard, board_of
+from simulator.boards.physical_board import CABINET, VEND_S, PhysicalBoard, board_of
+from simulator.boards.virtual_board import Fault
 
 WIRES: Final[dict[str, Callable[[PhysicalBoard], Wire]]] = {"fafb": FafbWire, "hdb1": hdb1_wire}
 HELP: Final = f"""\

@@ -34,7 +34,8 @@ from protocol.messages import Outcome, Vend
 from simulator.boards.hdb1_wire import hdb1_wire
 from simulator.boards.line import LineFault, PtyLine
 from simulator.boards.modbus_wire import ModbusWire, Xymd02Slave
-from simulator.boards.physical_board import Fault, board_of
+from simulator.boards.physical_board import board_of
+from simulator.boards.virtual_board import Fault
 from tests.device_agent.lines import Polled, hdb1_line
 from tests.device_agent.machines import Bench
 

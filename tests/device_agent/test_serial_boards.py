@@ -23,7 +23,8 @@ from device_agent.hal.fafb_board import open_board as open_fafb
 from device_agent.hal.fafb_frames import Command, Frame
 from device_agent.hal.ports import BoardError
 from simulator.boards.line import LineFault
-from simulator.boards.physical_board import Fault, board_of
+from simulator.boards.physical_board import board_of
+from simulator.boards.virtual_board import Fault
 from tests.device_agent.lines import Polled, fafb_line
 
 VENDS = st.builds(
