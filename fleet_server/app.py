@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -11,7 +12,8 @@ from fleet_server.database import Database
 from fleet_server.ingest.broker import parse_address
 from fleet_server.ingest.service import IngestService
 from fleet_server.jobs.clockwork import clock_of
-from fleet_server.jobs.schedule import Scheduler
+from fleet_server.jobs.schedule import Scheduler, jobs_of
+from fleet_server.jobs.work import Kept
 from fleet_server.settings import Settings
 from fleet_server.web import api, pages, problems, shell
 from fleet_server.web.context import Services
@@ -21,14 +23,16 @@ def create_app(settings: Settings) -> FastAPI:
     """Put a process together; nothing connects before it starts."""
     database = Database(settings.database_url)
     clock = clock_of(database)
-    parts = Services(settings, database, clock)
+    kept = Kept(timedelta(days=settings.vitals_kept_days), timedelta(days=settings.dead_letters_kept_days))
+    jobs = jobs_of(kept)
+    parts = Services(settings, database, clock, jobs)
     ingest: IngestService | None = None
     if "ingest" in settings.roles:
         ca_file = str(settings.broker_ca_file) if settings.broker_ca_file else None
         password = settings.broker_password()
         address = parse_address(settings.broker_url, settings.broker_username, password, ca_file)
         parts.ingest = ingest = IngestService(database, clock, address, lambda: clock.state().mode == "played")
-    scheduler = Scheduler(database, clock) if "jobs" in settings.roles else None
+    scheduler = Scheduler(database, clock, jobs) if "jobs" in settings.roles else None
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:

@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     roles: tuple[Role, ...] = ("web", "ingest", "jobs")
     production: bool = True
     cookie_secure: bool = True
+    vitals_kept_days: int = Field(default=90, ge=2, le=3_650)
+    dead_letters_kept_days: int = Field(default=90, ge=2, le=3_650)
     language: Literal["zh", "en"] = "zh"
 
     @classmethod

@@ -54,9 +54,10 @@ def next_version(connection: Connection, dispenser_id: str, channel: Channel) ->
     In the epoch after a restore, versions begin above all that were told in the seconds before it: the machine may have those.
     """
     query = text("""
-        SELECT greatest(coalesce(max(key::bigint), 0), :room * coalesce(
-            (SELECT CAST(value AS bigint) FROM server_state WHERE key = 'epoch' AND value <> '1'), 0)) + 1
-        FROM outgoing WHERE dispenser_id = :d AND channel = :c""")
+        SELECT greatest(
+            (SELECT max(CAST(key AS bigint)) FROM outgoing
+             WHERE dispenser_id = :d AND channel = :c AND channel <> 'orders'),
+            :room * (SELECT CAST(value AS bigint) FROM server_state WHERE key = 'epoch' AND value <> '1'), 0) + 1""")
     values = {"d": dispenser_id, "c": str(channel), "room": VERSIONS_PER_EPOCH_S}
     return int(connection.execute(query, values).scalar_one())
 
@@ -71,13 +72,11 @@ def supersede(connection: Connection, dispenser_id: str, channel: Channel, now: 
 
 
 def latest_payload(connection: Connection, dispenser_id: str, channel: Channel) -> dict[str, Any] | None:
-    """Return the newest payload of a channel, with its version."""
-    query = (
-        select(outgoing.c.payload)
-        .where(outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == channel)
-        .order_by(outgoing.c.id.desc())
-    )
-    return connection.execute(query.limit(1)).scalar()
+    """Return the newest payload of a channel of versions, with its version."""
+    query = text("""
+        SELECT payload FROM outgoing WHERE dispenser_id = :d AND channel = :c AND channel <> 'orders'
+        ORDER BY CAST(key AS bigint) DESC LIMIT 1""")
+    return connection.execute(query, {"d": dispenser_id, "c": str(channel)}).scalar()
 
 
 def find(connection: Connection, key: str) -> Outgoing | None:

@@ -184,7 +184,13 @@ outgoing = Table(
     UniqueConstraint("dispenser_id", "channel", "key"),
 )
 Index("ix_outgoing_unanswered", outgoing.c.dispenser_id, postgresql_where=outgoing.c.answered_at.is_(None))
-Index("ix_outgoing_newest", outgoing.c.dispenser_id, outgoing.c.channel, outgoing.c.id)
+Index(
+    "ix_outgoing_newest",
+    outgoing.c.dispenser_id,
+    outgoing.c.channel,
+    text("CAST(key AS bigint)"),
+    postgresql_where=text("channel <> 'orders'"),
+)
 Index("ix_outgoing_orders", outgoing.c.key, postgresql_where=outgoing.c.channel == "orders")
 
 server_state = Table(

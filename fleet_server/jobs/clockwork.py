@@ -1,5 +1,6 @@
 """Moves the fleet's clock while history is played; a production configuration refuses."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -7,7 +8,7 @@ from fleet_server.clock import ClockState, SettableClock, system_now
 from fleet_server.database import Connection, Database
 from fleet_server.errors import ConflictError, ForbiddenError, InputError
 from fleet_server.jobs import store
-from fleet_server.jobs.schedule import run_held
+from fleet_server.jobs.schedule import JOBS, Job, run_held
 
 NEARLY_NOW: Final = timedelta(minutes=10)
 STEP_MAX: Final = timedelta(days=400)
@@ -24,7 +25,9 @@ def clock_of(database: Database) -> SettableClock:
     return SettableClock(load)
 
 
-def advance(database: Database, clock: SettableClock, to: datetime, *, production: bool) -> list[str]:
+def advance(
+    database: Database, clock: SettableClock, to: datetime, *, production: bool, jobs: Sequence[Job] = JOBS
+) -> list[str]:
     """Move the played clock to a moment, through every due time on the way, running its jobs; returns their names.
 
     After a failure the clock stands at the last job that ran, and the same step may be asked for again.
@@ -42,7 +45,7 @@ def advance(database: Database, clock: SettableClock, to: datetime, *, productio
         def move(connection: Connection, due_at: datetime) -> None:
             store.write_clock(connection, ClockState("played", max(at, due_at), wall))
 
-        ran = run_held(database, to, since=at, with_each=move)
+        ran = run_held(database, to, jobs, since=at, with_each=move)
         with database.begin() as connection:
             move(connection, to)
     clock.forget()

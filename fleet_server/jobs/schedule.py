@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -28,14 +29,19 @@ class Job(NamedTuple):
     latest_only: bool = False
 
 
-JOBS: Final = [
-    Job("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
-    Job("watch_counts", CronTrigger(hour=0, minute=20, timezone=LOCAL), work.watch_counts),
-    Job("forget", CronTrigger(hour=3, minute=30, timezone=LOCAL), work.forget),
-    Job("plan", CronTrigger(hour=5, minute=0, timezone=LOCAL), work.plan),
-    Job("release", CronTrigger(hour=6, minute=30, timezone=LOCAL), work.release),
-    Job("watch", CronTrigger(minute="*/5", timezone=LOCAL), work.watch, latest_only=True),
-]
+def jobs_of(kept: work.Kept) -> list[Job]:
+    """Return the table of jobs of an installation that keeps for so long what expires."""
+    return [
+        Job("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
+        Job("watch_counts", CronTrigger(hour=0, minute=20, timezone=LOCAL), work.watch_counts),
+        Job("forget", CronTrigger(hour=3, minute=30, timezone=LOCAL), partial(work.forget, kept=kept)),
+        Job("plan", CronTrigger(hour=5, minute=0, timezone=LOCAL), work.plan),
+        Job("release", CronTrigger(hour=6, minute=30, timezone=LOCAL), work.release),
+        Job("watch", CronTrigger(minute="*/5", timezone=LOCAL), work.watch, latest_only=True),
+    ]
+
+
+JOBS: Final = jobs_of(work.Kept())
 
 BEGAN: Final = "scheduler_began"
 """The run that marks when this server's schedule began."""
@@ -118,10 +124,10 @@ def _run(database: Database, job: Job, due_at: datetime, with_each: Work | None)
 class Scheduler:
     """Looks every second of the wall clock whether the fleet's clock has made anything due."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, jobs: Sequence[Job] = JOBS) -> None:
         self._scheduler = BackgroundScheduler(timezone="UTC")
         self._scheduler.add_job(
-            lambda: run_due(database, clock.now()),
+            lambda: run_due(database, clock.now(), jobs),
             IntervalTrigger(seconds=1),
             id="run_due",
             coalesce=True,

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 from sqlalchemy import Column, Float, Index, Integer, Table, Text, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -13,6 +13,7 @@ from fleet_server.database import Connection, Database, metadata
 from fleet_server.devices.store import MOMENT
 
 JOBS_LOCK = 0x6A6F6273
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 
 clock_state = Table(
     "clock_state",
@@ -86,10 +87,17 @@ def jobs_lock(database: Database, *, wait: bool = False) -> Iterator[bool]:
                 connection.commit()
 
 
-def forget_old(connection: Connection, before: datetime) -> None:
-    """Drop what need not be kept: readings and runs of long ago."""
-    connection.execute(text("DELETE FROM vitals_history WHERE hour < :before"), {"before": before})
-    connection.execute(text("DELETE FROM job_runs WHERE due_at < :before"), {"before": before})
+def forget(
+    connection: Connection, table: Literal["vitals_history", "dead_letters", "job_runs"], column: str, before: datetime
+) -> None:
+    """Drop a table's rows from before a moment, a day of them at a time: no statement grows with what has piled up."""
+    oldest = text(f"SELECT min({column}) FROM {table} WHERE {column} >= :since")  # noqa: S608 - constants of ours
+    drop = text(f"DELETE FROM {table} WHERE {column} >= :since AND {column} < :until")  # noqa: S608
+    since = connection.execute(oldest, {"since": EARLIEST}).scalar_one()
+    while since is not None and since < before:
+        until = min(since + timedelta(days=1), before)
+        connection.execute(drop, {"since": since, "until": until})
+        since = connection.execute(oldest, {"since": until}).scalar_one()
 
 
 def is_untouched(connection: Connection) -> bool:

@@ -1,5 +1,6 @@
 """The jobs themselves: each takes a connection and the time at which it was due, and may run again without harm."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -16,7 +17,7 @@ from fleet_server.planning import service as planning
 from fleet_server.planning.planner import COUNT_EVERY_DAYS
 
 OFFLINE_AFTER: Final = timedelta(minutes=30)
-KEPT: Final = timedelta(days=400)
+JOB_RUNS_KEPT: Final = timedelta(days=400)
 SESSIONS_KEPT: Final = timedelta(days=1)
 COUNT_EVERY: Final = timedelta(days=COUNT_EVERY_DAYS)
 SETTLED_BY_COUNT: Final = (COUNT_DUE, "STREAM_REPLACED", "STREAM_GAP")
@@ -88,8 +89,18 @@ def watch(connection: Connection, due_at: datetime) -> None:
     outgoing.expire(connection, due_at)
 
 
-def forget(connection: Connection, due_at: datetime) -> None:
-    """Drop readings and job runs of long ago, and sessions that ended; facts and movements are kept."""
-    store.forget_old(connection, due_at - KEPT)
+@dataclass(frozen=True)
+class Kept:
+    """How long to keep what expires. Facts, movements and operations never do."""
+
+    vitals: timedelta = timedelta(days=90)
+    dead_letters: timedelta = timedelta(days=90)
+
+
+def forget(connection: Connection, due_at: datetime, kept: Kept = Kept()) -> None:
+    """Drop readings, unreadable messages and job runs of long ago, and sessions that ended."""
+    store.forget(connection, "vitals_history", "hour", due_at - kept.vitals)
+    store.forget(connection, "dead_letters", "received_at", due_at - kept.dead_letters)
+    store.forget(connection, "job_runs", "due_at", due_at - JOB_RUNS_KEPT)
     # Sessions live by the wall clock, whatever the fleet's clock says.
     auth.forget(connection, system_now() - SESSIONS_KEPT)

@@ -419,9 +419,12 @@ def operations_of_visit(connection: Connection, visit_id: str) -> list[Any]:
 
 def differences_of(connection: Connection, dispenser_id: str, operation_ids: Sequence[str]) -> dict[str, int]:
     """Return by how many packs each of these counts changed its slot's book."""
+    # By the range of ids that begin with the cause: by the cause itself a machine's whole history would be read.
     query = text("""
-        SELECT cause, sum(CASE WHEN target LIKE 'slot/%' THEN units WHEN source LIKE 'slot/%' THEN -units ELSE 0 END) AS units
-        FROM movements WHERE place = :place AND cause = ANY(:causes) GROUP BY cause""")
+        SELECT cause, (
+            SELECT sum(CASE WHEN target LIKE 'slot/%' THEN units WHEN source LIKE 'slot/%' THEN -units ELSE 0 END)
+            FROM movements WHERE place = :place AND id >= causes.cause || '#' AND id < causes.cause || '$') AS units
+        FROM unnest(CAST(:causes AS text[])) AS causes(cause)""")
     causes = [f"operation:{operation_id}" for operation_id in operation_ids]
     rows = connection.execute(query, {"place": dispenser_id, "causes": causes})
-    return {row.cause.partition(":")[2]: int(row.units) for row in rows}
+    return {row.cause.partition(":")[2]: int(row.units) for row in rows if row.units is not None}

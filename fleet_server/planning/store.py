@@ -69,11 +69,12 @@ def last_counts(connection: Connection) -> dict[str, datetime | None]:
     query = text("""
         SELECT dispenser_id, CASE WHEN bool_and(at IS NOT NULL) THEN min(at) END AS at
         FROM (
-            SELECT s.dispenser_id, max(least(o.entered_at, o.received_at)) AS at
+            -- The newest count of each slot, by one step into an index, however many there were.
+            SELECT s.dispenser_id, (
+                SELECT max(least(o.entered_at, o.received_at)) FROM operations o
+                WHERE o.dispenser_id = s.dispenser_id AND o.slot = s.slot AND o.kind = 'count') AS at
             FROM slots s
-            LEFT JOIN operations o ON o.dispenser_id = s.dispenser_id AND o.slot = s.slot AND o.kind = 'count'
             WHERE s.enabled AND s.dispenser_id IN (SELECT dispenser_id FROM slot_books)
-            GROUP BY s.dispenser_id, s.slot
         ) AS each_slot
         GROUP BY dispenser_id ORDER BY dispenser_id""")
     return {row.dispenser_id: row.at for row in connection.execute(query)}
@@ -81,8 +82,10 @@ def last_counts(connection: Connection) -> dict[str, datetime | None]:
 
 def last_visits(connection: Connection) -> dict[str, datetime]:
     """Return when a visit of each machine was last closed."""
-    query = text("SELECT dispenser_id, max(changed_at) AS at FROM stops WHERE state = 'closed' GROUP BY dispenser_id")
-    return {row.dispenser_id: row.at for row in connection.execute(query)}
+    query = text("""
+        SELECT d.id, (SELECT max(changed_at) FROM stops WHERE dispenser_id = d.id AND state = 'closed') AS at
+        FROM dispensers d""")
+    return {row.id: row.at for row in connection.execute(query) if row.at is not None}
 
 
 def in_transit(connection: Connection, since: datetime) -> dict[tuple[str, int], int]:

@@ -348,7 +348,8 @@ def advance(body: m.Advance, parts: Parts) -> m.Advanced:
     """Move the played clock and run the jobs that fall due; refused in production."""
     if parts.ingest is not None and body.after_messages is not None:
         parts.ingest.await_handled(body.after_messages)
-    ran = clockwork.advance(parts.database, parts.clock, body.to, production=parts.settings.production)
+    production = parts.settings.production
+    ran = clockwork.advance(parts.database, parts.clock, body.to, production=production, jobs=parts.jobs)
     sent = handled = 0
     if parts.ingest is not None:
         parts.ingest.flush()

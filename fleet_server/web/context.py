@@ -1,6 +1,6 @@
 """What every route gets: the services of this process, a transaction, and who asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Protocol
@@ -12,6 +12,7 @@ from fleet_server.auth.service import Person
 from fleet_server.clock import SettableClock, system_now
 from fleet_server.database import Connection, Database
 from fleet_server.errors import ForbiddenError, InputError
+from fleet_server.jobs.schedule import Job
 from fleet_server.settings import Settings
 from fleet_server.web.access import ACCESS, PUBLIC
 
@@ -49,6 +50,7 @@ class Services:
     settings: Settings
     database: Database
     clock: SettableClock
+    jobs: Sequence[Job]
     ingest: Sending | None = None
 
 
