@@ -18,6 +18,7 @@ from device_agent.agent import Agent
 from device_agent.hal.ports import BoardDriver, BoardError
 from device_agent.moment import Moment
 from device_agent.outbox import OutboxError, open_or_set_aside
+from device_agent.reconnecting import BackOff
 from device_agent.settings import AgentSettings
 from device_agent.uplink import BrokerSettings, Uplink
 from protocol.topics import Channel as Ch
@@ -26,7 +27,6 @@ from protocol.topics import TopicError, topic
 EVENTS_MAX: Final = 1_000
 POLL_S: Final = 0.05
 CONNECT_PATIENCE_S: Final = 15.0
-RECONNECT_DELAY_S: Final = 1.0
 GOODBYE_S: Final = 3.0
 SECONDS: Final = ("vitals_every_s", "ack_timeout_s", "silence_s_max")
 """Settings of the agent that the file may name."""
@@ -143,11 +143,12 @@ class Runtime:
         self._outbox, self.damage = open_or_set_aside(config.outbox, config.agent.dispenser_id)
         self._boot_s = time.monotonic()
         boot_id = secrets.token_hex(4)
-        self._agent = Agent(config.agent, self._outbox, board.identity(), random.Random(secrets.randbits(64)), boot_id)  # noqa: S311 - jitter and door codes
+        randomness = random.Random(secrets.randbits(64))  # noqa: S311 - jitter and door codes
+        self._agent = Agent(config.agent, self._outbox, board.identity(), randomness, boot_id)
         self._stopping = False
         self._linked = False
         self._connect_at_s = 0.0
-        self._delay_s, self._delay_s_max = RECONNECT_DELAY_S, config.broker.reconnect_s_max
+        self._back_off = BackOff(config.broker.reconnect_s_max, randomness)
 
     def at(self) -> Moment:
         """Now."""
@@ -180,16 +181,15 @@ class Runtime:
 
     def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.LinkUp):
-            self._linked, self._delay_s = True, RECONNECT_DELAY_S
+            self._linked = True
+            self._back_off.connected()
         elif isinstance(event, ev.LinkDown):
             self._lost()
         self._do(self._agent.handle(event, self.at()))
 
     def _lost(self) -> None:
-        """Try again after a while that doubles, with jitter: a whole fleet must not come back in one second."""
         self._linked = False
-        self._connect_at_s = time.monotonic() + self._delay_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-        self._delay_s = min(self._delay_s * 2, self._delay_s_max)
+        self._connect_at_s = time.monotonic() + self._back_off.next_delay_s()
 
     def _keep_connected(self) -> None:
         if not self._linked and time.monotonic() >= self._connect_at_s:

@@ -119,6 +119,8 @@ class Sender:
                 pass
             case Gap():
                 self._resend_once(message.through_seq)
+            case Nack() if self._hold_until_ms is not None or not self._in_flight:
+                pass  # one wait for many answers, and none for what we did not send: somebody may send rubbish in our name
             case Nack():
                 self._smaller()
                 self._rewind()

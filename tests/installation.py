@@ -72,7 +72,11 @@ class Installation:
             "BROKER_USERNAME": "server", "BROKER_PASSWORD_FILE": str(self.directory / "broker-password"),
             "PORT": str(self.port), "PRODUCTION": "false", "COOKIE_SECURE": "false",
         }  # fmt: skip
-        return os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
+        return (
+            os.environ
+            | {"PYTHONFAULTHANDLER": "1"}
+            | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
+        )
 
     def start_server(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "fleet_server", "serve"]

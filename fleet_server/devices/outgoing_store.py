@@ -1,7 +1,7 @@
 """Statements on the outgoing table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -77,6 +77,22 @@ def latest_payload(connection: Connection, dispenser_id: str, channel: Channel) 
         SELECT payload FROM outgoing WHERE dispenser_id = :d AND channel = :c AND channel <> 'orders'
         ORDER BY CAST(key AS bigint) DESC LIMIT 1""")
     return connection.execute(query, {"d": dispenser_id, "c": str(channel)}).scalar()
+
+
+def tell_again(connection: Connection, channel: Channel, known: Mapping[str, int]) -> None:
+    """Have the newest version of a channel sent again to machines that know an older one (`known`), though one was answered."""
+    if not known:
+        return
+    connection.execute(
+        text("""
+        UPDATE outgoing SET answered_at = NULL, answer = NULL, answer_detail = NULL, sent_session = NULL
+        FROM (SELECT o.dispenser_id, max(o.key::bigint) AS newest FROM outgoing o
+              WHERE o.channel = :channel AND o.dispenser_id = ANY(:ids) GROUP BY o.dispenser_id) AS latest
+             JOIN unnest(CAST(:ids AS text[]), CAST(:versions AS bigint[])) AS k(dispenser_id, known) USING (dispenser_id)
+        WHERE outgoing.dispenser_id = latest.dispenser_id AND outgoing.channel = :channel
+          AND outgoing.key = latest.newest::text AND latest.newest > k.known AND outgoing.answered_at IS NOT NULL"""),
+        {"channel": str(channel), "ids": list(known), "versions": list(known.values())},
+    )
 
 
 def find(connection: Connection, key: str) -> Outgoing | None:

@@ -36,6 +36,8 @@ class Consequences:
     doors_opened: list[DoorOpening] = field(default_factory=list)
     doors_closed: list[DoorOpening] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    desired_known: dict[str, int] = field(default_factory=dict)
+    """By machine: the version of its desired state that it started with, 0 for none."""
 
 
 def consequences(
@@ -61,7 +63,9 @@ def consequences(
             channel = Channel.DESIRED if fact.what == "desired" else Channel.BOOKS
             outcome = "applied" if fact.applied else "refused"
             into.answers.append(Answer(dispenser_id, channel, str(fact.version), outcome, fact.detail, received_at))
-        case Started() | ClockChanged():
-            pass  # stored and shown; they change nothing of the server's
+        case Started():
+            into.desired_known[dispenser_id] = fact.desired_version or 0
+        case ClockChanged():
+            pass  # stored and shown; it changes nothing of the server's
         case _:
             assert_never(fact)

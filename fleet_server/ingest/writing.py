@@ -14,6 +14,7 @@ from fleet_server.ledger.fold import Anchored
 from fleet_server.ledger.operations import bind_waiting
 from fleet_server.ledger.store import close_doors, open_doors
 from fleet_server.ledger.telling import tell_books
+from protocol.topics import Channel
 
 STREAM_REPLACED = "STREAM_REPLACED"
 
@@ -62,6 +63,8 @@ def write(connection: Connection, gathered: Gathered, now: datetime) -> None:
         entries[key] += bound
         told.add(key[0])
     findings = book_entries(connection, entries, now)
+    # The broker retains the desired state, but a broker may be wiped, and then a new card would learn it from nobody.
+    outgoing_store.tell_again(connection, Channel.DESIRED, effects.desired_known)
     outgoing_store.answer(connection, effects.answers)
     for dispenser_id, stream_id, at in gathered.replaced:
         outgoing_store.orders_unknown(connection, dispenser_id, stream_id, at)

@@ -128,6 +128,25 @@ def test_a_lower_cursor_counts_only_in_a_new_epoch_of_the_server(bench: Bench) -
     assert decode_batch(again[0]).header.first_seq == 1
 
 
+def test_a_burst_of_nacks_is_waited_for_once_and_one_for_nothing_sent_not_at_all(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    server = Server("HD-001")
+    server.stream_id = bench.outbox.stream_id
+    server.digest = first_digest("HD-001", server.stream_id)
+    bench.tell(ev.LinkUp())
+    for _ in range(50):
+        bench.tell(answer(server.say(Nack, reason="somebody sent rubbish in its name")))
+    again = batches(bench.passes(13).tick())
+    for batch in again:
+        bench.tell(answer(server.take(batch)))
+    while bench.outbox.pending:
+        for batch in batches(bench.passes(13).tick()):
+            bench.tell(answer(server.take(batch)))
+    assert again
+    bench.tell(answer(server.say(Nack, reason="somebody sent rubbish in its name")))
+    assert batches(bench.tell(ev.SlotChosen(99)))
+
+
 def test_a_nack_cuts_the_batch_smaller_and_waits(bench: Bench) -> None:
     bench.loaded(("GOOD", 30))
     for _ in range(10):

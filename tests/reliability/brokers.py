@@ -16,14 +16,38 @@ from tests.conftest import free_port
 
 
 class ReachableBroker(EmbeddedBroker):
-    """The embedded broker, listening at `host` in place of the loopback."""
+    """The embedded broker, listening at `host` in place of the loopback, on a small disk of its own where it may mount one."""
 
-    def __init__(self, directory: Path, host: str, **more: Any) -> None:
+    def __init__(self, directory: Path, host: str, *, disk_bytes: int = 0, **more: Any) -> None:
         super().__init__(directory, **more)
         self._host = host
+        self._store = directory / "jetstream"
+        self.has_own_disk = bool(disk_bytes) and self._mount(disk_bytes)
+
+    def _mount(self, size: int) -> bool:
+        self._store.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self._store)]
+        return os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0
 
     def start(self, *, clean: bool = False) -> BrokerAddress:
-        return replace(super().start(clean=clean), host=self._host)
+        if clean:
+            for kept in self._store.iterdir():
+                shutil.rmtree(kept)
+        return replace(super().start(), host=self._host)
+
+    def fill_disk(self) -> Path:
+        """Leave no byte free; returns the file to delete."""
+        ballast = self._store / "ballast"
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"\0" * 65_536)
+        return ballast
+
+    def remove(self) -> None:
+        """Stop, and give the disk back."""
+        self.stop()
+        if self.has_own_disk:
+            subprocess.run(["umount", "-l", str(self._store)], check=False, capture_output=True)
 
     def _configuration(self, passwords: Any) -> dict[str, Any]:
         configuration = super()._configuration(passwords)
@@ -70,6 +94,7 @@ class MosquittoBroker:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
             self._process.wait(10)
+            self._process = None
 
 
 def mosquitto_binary() -> str | None:

@@ -5,12 +5,14 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet_server.embedded import BrokerAddress
 from tests.conftest import scratch_directory
 from tests.installation import BrokerProcess, Installation
 from tests.reliability.brokers import MosquittoBroker, ReachableBroker, mosquitto_binary
@@ -18,6 +20,7 @@ from tests.reliability.fleet import Fleet
 from tests.reliability.network import Namespace, NoNamespaceError
 
 LONG_SEEDS = (1, 2, 3, 4, 5)
+BROKER_DISK_BYTES = 64 * 2**20
 FAILED = pytest.StashKey[bool]()
 
 
@@ -91,59 +94,66 @@ def namespace(namespace_or_reason: Namespace | str) -> Namespace:
 
 
 class Fleets:
-    """One installation and one fleet at a time per kind of broker; a test that fails leaves nothing to the next."""
+    """One installation and one fleet at a time, on either broker; a test that fails leaves nothing to the next."""
 
     def __init__(self, namespace: Namespace | None) -> None:
         self._namespace = namespace
-        self._open: dict[str, tuple[int, Fleet, Any]] = {}
+        self._fleet: Fleet | None = None
+        self._brokers: dict[str, tuple[BrokerProcess, BrokerAddress]] = {}
+        self._scratch = ExitStack()
+        self._kind = ""
         self._number = 0
 
-    def get(self, broker: str, machines: int) -> Fleet:
-        """A healthy fleet."""
-        opened = self._open.get(broker)
-        if opened is None or opened[0] != machines:
-            self.drop(broker)
-            opened = self._open[broker] = self._make(broker, machines)
-        opened[1].mend()
-        return opened[1]
+    def get(self, kind: str, machines: int) -> Fleet:
+        """A healthy fleet on this kind of broker."""
+        if self._fleet is None or len(self._fleet.machines) != machines:
+            self.drop()
+            self._fleet = self._make(machines)
+        if self._kind != kind:
+            if kind not in self._brokers:
+                mosquitto = MosquittoBroker(self._fleet.installation.directory / "mosquitto", self._host)
+                self._brokers[kind] = mosquitto, mosquitto.start()
+            self._fleet.use_broker(*self._brokers[kind])
+            self._kind = kind
+        self._fleet.mend()
+        return self._fleet
 
-    def _make(self, kind: str, machines: int) -> tuple[int, Fleet, Any]:
-        host = self._namespace.host if self._namespace else "127.0.0.1"
-        context = scratch_directory()
-        directory = context.__enter__()
-        broker: BrokerProcess = (
-            ReachableBroker(directory / "broker", host)
-            if kind == "nats"
-            else MosquittoBroker(directory / "broker", host)
-        )
+    @property
+    def _host(self) -> str:
+        return self._namespace.host if self._namespace else "127.0.0.1"
+
+    def _make(self, machines: int) -> Fleet:
+        directory = self._scratch.enter_context(scratch_directory())
+        broker = ReachableBroker(directory / "broker", self._host, disk_bytes=BROKER_DISK_BYTES)
+        self._scratch.callback(broker.remove)
         installation = Installation(directory, broker)
         installation.await_ready()
+        self._kind, self._brokers = "nats", {"nats": (broker, installation.address)}
         self._number += 1
-        return machines, Fleet(installation, self._namespace, f"R{self._number}", machines), context
+        return Fleet(installation, self._namespace, f"R{self._number}", machines)
 
-    def drop(self, kind: str) -> None:
-        if opened := self._open.pop(kind, None):
-            _, fleet, context = opened
-            fleet.stop()
-            fleet.installation.close()
-            context.__exit__(None, None, None)
-
-    def close(self) -> None:
-        for kind in list(self._open):
-            self.drop(kind)
+    def drop(self) -> None:
+        """End everything; the next test begins anew."""
+        if self._fleet is not None:
+            self._fleet.stop()
+            self._fleet.installation.close()
+            for broker, _ in self._brokers.values():
+                broker.stop()
+        self._fleet, self._brokers, self._kind = None, {}, ""
+        self._scratch.close()
 
 
 @pytest.fixture(scope="session")
 def fleets(namespace_or_reason: Namespace | str) -> Iterator[Fleets]:
     opened = Fleets(None if isinstance(namespace_or_reason, str) else namespace_or_reason)
     yield opened
-    opened.close()
+    opened.drop()
 
 
 def _fleet(kind: str, fleets: Fleets, scale: Scale, node: pytest.Item) -> Iterator[Fleet]:
     yield fleets.get(kind, scale.machines)
     if node.stash.get(FAILED, True):
-        fleets.drop(kind)
+        fleets.drop()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from fleet_server.clock import system_now
 from fleet_server.database import Database
 from fleet_server.devices import fleet as devices
 from fleet_server.devices import outgoing, outgoing_store
+from fleet_server.embedded import BrokerAddress
 from fleet_server.ledger import depot
 from fleet_server.ledger.operations import SlotOperation, book
 from fleet_server.ledger.telling import tell_desired
@@ -22,7 +23,7 @@ from fleet_server.seed import DEPOT
 from protocol.messages import SlotPlan
 from protocol.topics import Channel
 from simulator.boards.file_board import FileBoard, do
-from tests.installation import Installation
+from tests.installation import BrokerProcess, Installation
 from tests.reliability.invariants import Witness, await_caught_up, check, ledger_of
 from tests.reliability.network import Namespace
 from tests.reliability.proxy import FaultProxy
@@ -144,10 +145,6 @@ class Fleet:
         self.proxy: FaultProxy | None = None
         self._tour = f"T-{prefix}"
         self.machines = [Machine(f"{prefix}-{n + 1:02d}", installation.directory, namespace) for n in range(machines)]
-        users = installation.address.users
-        self._password_file = installation.directory / "fleet-password" if users else None
-        if self._password_file is not None:
-            self._password_file.write_text(users["fleet"])
         register(self.url, [machine.id for machine in self.machines])
         self.direct()
         self.start()
@@ -163,11 +160,24 @@ class Fleet:
         return self.installation.address.host, self.installation.address.port
 
     def configure(self, host: str, port: int, **more: int) -> None:
+        """Write every machine's configuration; takes effect at its next start."""
+        users, password_file = self.installation.address.users, self.installation.directory / "fleet-password"
+        password_file.write_text(users.get("fleet", ""))
         for machine in self.machines:
-            machine.configure(host, port, self._password_file, **more)
+            machine.configure(host, port, password_file if users else None, **more)
+
+    def use_broker(self, broker: BrokerProcess, address: BrokerAddress) -> None:
+        """Move server and machines to another broker."""
+        self.installation.broker, self.installation.address = broker, address
+        (self.installation.directory / "broker-password").write_text(address.users.get("server", ""))
+        self.installation.kill("server")
+        self.installation.restart("server")
+        self.installation.await_ready()
+        self.direct()
+        self.restart()
 
     def direct(self, **more: int) -> None:
-        """Let the machines speak with the broker itself; takes effect at their next start."""
+        """Let the machines speak with the broker itself, from their next start on."""
         self.configure(self.address[0], self.address[1], **more)
 
     def start(self) -> None:
@@ -297,18 +307,30 @@ class Fleet:
             database.close()
 
     def idle(self) -> bool:
-        """Whether every board has told its agent everything."""
-        return all(not machine.board.state_now()["inbox"] for machine in self.machines)
+        """Whether every board has told its agent everything, and every agent has kept it."""
+        if any(machine.board.state_now()["inbox"] for machine in self.machines if machine.runs):
+            return False
+        before = [witness.stream().last_seq for witness in self.witnesses]
+        time.sleep(0.3)
+        return before == [witness.stream().last_seq for witness in self.witnesses]
 
     def settle(self, note: str) -> float:
         """The fault is healed: everything catches up in time, and I1 to I6 hold; returns the seconds that it took."""
         for machine in self.machines:
             assert machine.runs, f"{note}: the agent of {machine.id} has ended\n{machine.log()}"
         self.until(self.idle, "visitors are served")
-        time.sleep(0.3)
-        took_s = await_caught_up(self.url, self.witnesses, note)
+        try:
+            took_s = await_caught_up(self.url, self.witnesses, note)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the server says\n{self._server_stacks()}") from None
         check(self.url, self.witnesses, note)
         return took_s
+
+    def _server_stacks(self) -> str:
+        """End the server so that it tells where each of its threads stood."""
+        self.installation.server.send_signal(signal.SIGABRT)
+        self.installation.server.wait(20)
+        return (self.installation.directory / "server.log").read_text()[-6000:]
 
     def mend(self) -> None:
         """Before the next test: all parts run, no fault is left, the machines speak with the broker directly."""
