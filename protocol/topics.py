@@ -2,10 +2,12 @@
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 PREFIX: Final = "fleet/v1"
 DISPENSER_ID_PATTERN: Final = r"^[A-Z0-9][A-Z0-9-]{0,31}$"
+_NAMES_MAX: Final = 65_536
 _DISPENSER_ID: Final = re.compile(DISPENSER_ID_PATTERN)
 
 
@@ -40,6 +42,7 @@ class Topic(NamedTuple):
         return f"{PREFIX}/{self.dispenser_id}/{self.channel}"
 
 
+@lru_cache(maxsize=_NAMES_MAX)
 def topic(dispenser_id: str, channel: Channel) -> str:
     """Name the topic of one dispenser's channel; raises TopicError on an id that could carry a wildcard or a level."""
     if not _DISPENSER_ID.match(dispenser_id):
@@ -53,6 +56,7 @@ def every(channel: Channel) -> str:
     return f"{PREFIX}/+/{channel}"
 
 
+@lru_cache(maxsize=_NAMES_MAX)
 def parse(name: str) -> Topic:
     """Read a topic name; raises TopicError naming the part that is wrong."""
     levels = name.split("/")

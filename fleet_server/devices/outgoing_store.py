@@ -71,12 +71,17 @@ def supersede(connection: Connection, dispenser_id: str, channel: Channel, now: 
     )
 
 
-def latest_payload(connection: Connection, dispenser_id: str, channel: Channel) -> dict[str, Any] | None:
-    """Return the newest payload of a channel of versions, with its version."""
+def latest_payloads(
+    connection: Connection, dispenser_ids: Sequence[str], channel: Channel
+) -> dict[str, dict[str, Any]]:
+    """Return the newest payload of a channel of versions of each machine that was ever told one, with its version."""
     query = text("""
-        SELECT payload FROM outgoing WHERE dispenser_id = :d AND channel = :c AND channel <> 'orders'
-        ORDER BY CAST(key AS bigint) DESC LIMIT 1""")
-    return connection.execute(query, {"d": dispenser_id, "c": str(channel)}).scalar()
+        SELECT ids.id, newest.payload FROM unnest(CAST(:ids AS text[])) AS ids(id)
+        CROSS JOIN LATERAL (SELECT payload FROM outgoing
+                            WHERE dispenser_id = ids.id AND channel = :channel AND channel <> 'orders'
+                            ORDER BY CAST(key AS bigint) DESC LIMIT 1) AS newest""")
+    rows = connection.execute(query, {"ids": list(dispenser_ids), "channel": str(channel)})
+    return {row.id: row.payload for row in rows}
 
 
 def tell_again(connection: Connection, channel: Channel, known: Mapping[str, int]) -> None:

@@ -22,6 +22,7 @@ def tell_desired(
     """Tell machines their desired state where it has changed, or `again` whatever they know; returns those told."""
     plans = planogram(connection, dispenser_ids)
     lots = [lot for lot in store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
+    latest = outgoing_store.latest_payloads(connection, list(plans), Channel.DESIRED)
     told: list[str] = []
     for dispenser in list_dispensers(connection):
         plan = plans.get(dispenser.id)
@@ -40,8 +41,8 @@ def tell_desired(
                 opens_hour=dispenser.opens_hour, closes_hour=dispenser.closes_hour
             ).model_dump(),
         }
-        latest = outgoing_store.latest_payload(connection, dispenser.id, Channel.DESIRED) or {}
-        if again or payload != {name: value for name, value in latest.items() if name != "version"}:
+        former = latest.get(dispenser.id, {})
+        if again or payload != {name: value for name, value in former.items() if name != "version"}:
             outgoing.tell(connection, dispenser.id, Channel.DESIRED, payload, now)
             told.append(dispenser.id)
     return told
