@@ -13,6 +13,7 @@ from typing import Any, Final
 from protocol.topics import Channel
 from simulator.bridges import Bridge
 from simulator.machine import SimulatedMachine
+from simulator.phone import Phone
 from simulator.real_time import monotonic, pause
 from simulator.restockers import Crew, Steps, Work
 from simulator.server_api import ServerApi, ServerError
@@ -71,8 +72,16 @@ class Fleet:
         self.machines = {
             site.dispenser_id: SimulatedMachine(site, world, directory, self.now_ms, bridge.publish) for site in sites
         }
+        phone = Phone(people.restocker, lambda: self.now_ms, directory and directory / "phone.json")
         self.crew = Crew(
-            world, self.machines, people.dispatcher, people.restocker, lambda: self.now_ms, self.collect, self.work
+            world,
+            self.machines,
+            people.dispatcher,
+            people.restocker,
+            lambda: self.now_ms,
+            self.collect,
+            self.work,
+            phone,
         )
         self._desk: list[tuple[int, int, Callable[[], Steps | None]]] = []
         self._order = itertools.count()

@@ -325,8 +325,8 @@ class SimulatedMachine(HappeningsMixin):
         self.plan(self.now_ms + 1_000, self._link_up)
 
     def message(self, channel: Channel, payload: bytes) -> None:
-        """A message has arrived from the broker. An answer lets the lane go on; anything else waits for `deliver`."""
-        if channel is Channel.ACK:
+        """A message has arrived from the broker. An answer lets the lane go on; what nobody asked for waits for `deliver`."""
+        if channel is Channel.ACK and b'"sent_at_ms"' in payload:
             if self._unanswered:
                 self._unanswered -= 1
                 at_ms = self.now_ms + self.world.latency_ms(self.id, self.now_ms)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from simulator.faults import Injection, Kind
 from simulator.machine import SimulatedMachine
+from simulator.phone import Phone
 from simulator.server_api import ServerApi, ServerError
 from simulator.world import World, local
 
@@ -31,7 +32,7 @@ class Work:
     visits: int = 0
     packs_loaded: int = 0
     late_visits: int = 0
-    kept: list[tuple[int, str, list[dict[str, Any]]]] = field(default_factory=list)
+    kept: list[tuple[int, dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -47,11 +48,13 @@ class Crew:
         now_ms: Callable[[], int],
         collect: Callable[[int], object],
         work: Work,
+        phone: Phone | None = None,
     ) -> None:
         self._world, self._machines, self._now_ms, self.work = world, machines, now_ms, work
         self._dispatcher, self._restocker, self._collect = dispatcher, restocker, collect
         self._miscount_sd = world.parameters.number("stock_drift.miscount_per_refill_sd_boxes")
         self._finished_offline = world.parameters.number("visits.finished_offline_share")
+        self._phone = phone or Phone(restocker, now_ms)
         self._mistakes: dict[tuple[str, int], list[tuple[int, int]]] = {}
         self.stays_home = False
         """Nobody releases a plan, and nobody drives."""
@@ -77,7 +80,8 @@ class Crew:
         return [self._tour(order["id"]) for order in orders]
 
     def send_due(self, *, all_of_it: bool = False) -> None:
-        """Send what phones have kept and is due now: some visits end without a signal."""
+        """Send what phones have kept and is due now: some visits end without a signal. A restored server is offered all again."""
+        self.work.problems += self._phone.offer_again()
         due = [entry for entry in self.work.kept if all_of_it or entry[0] <= self._now_ms()]
         for entry in due:
             self._post_operations(entry[1], entry[2])
@@ -93,11 +97,11 @@ class Crew:
             if stop["state"] in {"closed", "skipped"}:
                 continue
             yield draw.randrange(8, 20) * MINUTE_MS
-            yield from self._visit(stop, van)
+            yield from self._visit(work_order_id, stop, van)
         yield 20 * MINUTE_MS
         lines = [{"product": p, "lot": lot, "packs": packs} for (p, lot), packs in sorted(van.items()) if packs > 0]
         body = {"operation_id": self._operation_id("return", work_order_id), "lines": lines}
-        self._try(lambda: self._restocker.post(f"/work-orders/{work_order_id}/return", body))
+        self._try(lambda: self._phone.give_back(work_order_id, body))
 
     def _pick(self, order: dict[str, Any], van: dict[tuple[str, str], int]) -> None:
         lines = []
@@ -108,9 +112,9 @@ class Crew:
                 fields = {name: pick[name] for name in ("slot", "product", "lot")}
                 lines.append({"dispenser_id": stop["dispenser_id"], "packs": pick["planned"], **fields})
         body = {"operation_id": self._operation_id("pick", order["id"]), "lines": lines}
-        self._restocker.post(f"/work-orders/{order['id']}/pick", body)
+        self._phone.pick(order["id"], body)
 
-    def _visit(self, stop: dict[str, Any], van: dict[tuple[str, str], int]) -> Steps:
+    def _visit(self, work_order_id: str, stop: dict[str, Any], van: dict[tuple[str, str], int]) -> Steps:
         """Arrive and unlock; then everything happens in the machine's own lane, and is told when the door is closed."""
         machine, visit_id = self._machines.get(stop["dispenser_id"]), stop["visit_id"]
         if machine is None:
@@ -131,6 +135,7 @@ class Crew:
         is_late = draw.random() < self._finished_offline
         due_ms = tells_ms + draw.randrange(2, 9) * 60 * MINUTE_MS * is_late
         sessions: list[str | None] = []
+        visit = {"visit_id": visit_id, "work_order_id": work_order_id, "dispenser_id": stop["dispenser_id"]}
 
         def serve() -> None:
             if sessions[0] is None:
@@ -143,7 +148,7 @@ class Crew:
                 if happens:
                     until_ms = closes_ms + mishaps.door_open_ms if kind is Kind.DOOR_LEFT_OPEN else None
                     machine.inject(Injection(machine.now_ms, kind, until_ms))
-            self.work.kept.append((due_ms, visit_id, operations))
+            self.work.kept.append((due_ms, visit, operations))
 
         machine.plan(opens_ms, lambda: sessions.append(machine.open_door(by_key=not machine.unlocked)))
         machine.plan(opens_ms + MINUTE_MS, serve)
@@ -204,15 +209,10 @@ class Crew:
         known = lots.get((product, lot))
         return known is not None and known.expires_on.isoformat() <= today
 
-    def _post_operations(self, visit_id: str, operations: list[dict[str, Any]]) -> None:
-        if not operations:
-            return
-        answer = self._restocker.post(f"/visits/{visit_id}/operations", {"operations": operations})
-        for result in answer["results"]:
-            if result["verdict"] not in {"booked", "waiting", "repeated"}:
-                self.work.problems.append(
-                    f"{visit_id} {result['operation_id']}: {result['verdict']} {result['detail']}"
-                )
+    def _post_operations(self, visit: dict[str, Any], operations: list[dict[str, Any]]) -> None:
+        if operations:
+            refusals = self._phone.enter(visit, operations)
+            self.work.problems += [f"{visit['visit_id']} {refusal}" for refusal in refusals]
 
     def _operation_id(self, *name: object) -> str:
         """The same operation has the same id, however often it is sent."""

@@ -17,7 +17,11 @@ Transport = Callable[[str, str, Any, Mapping[str, str]], tuple[int, bytes]]
 
 
 class ServerError(RuntimeError):
-    """The server refuses, or does not answer within our patience."""
+    """The server refuses, with its `status`, or does not answer within our patience."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class ServerAwayError(RuntimeError):
@@ -45,11 +49,13 @@ class ServerApi:
         self._transport, self._patience_s = transport, patience_s
         self._user, self._password = user, password
         self._token: str | None = None
+        self.epoch: int | None = None
+        """The server's epoch, as it was when we signed in; a restore ends all sessions."""
 
     def sign_in(self) -> None:
         """Get a token."""
         answer = self._send("POST", "/sign-in", {"user": self._user, "password": self._password}, signed=False)
-        self._token = answer["token"]
+        self._token, self.epoch = answer["token"], answer["epoch"]
 
     def get(self, path: str) -> Any:
         """Read something."""
@@ -83,7 +89,7 @@ class ServerApi:
                     continue
                 words = answer.decode(errors="replace")[:300]
                 if REFUSED <= status < FAILED:
-                    raise ServerError(f"{method} {path}: {status} {words}")
+                    raise ServerError(f"{method} {path}: {status} {words}", status)
                 if status < REFUSED:
                     return json.loads(answer)
                 problem = f"{status} {words}"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from typing import Literal
 
 from fleet_server.database import Connection
 from fleet_server.errors import InputError
@@ -65,6 +66,28 @@ def give_back(
     return _move(connection, operation_id, depot_id, van, f"depot/{depot_id}", lines, "return", actor, now)
 
 
+def take_back(
+    connection: Connection,
+    operation_id: str,
+    depot_id: str,
+    kind: Literal["receipt", "pick", "return"],
+    van: str,
+    lines: Sequence[StockLine],
+    actor: str,
+    entered_at: datetime,
+    now: datetime,
+) -> Verdict:
+    """Book what was done before a restored server forgot it, whatever the depot has by its book: the goods have moved.
+
+    `van` says where a pick went or a return came from; a receipt has none.
+    """
+    own = f"depot/{depot_id}"
+    ends = {"receipt": (f"supplier/{depot_id}", own), "pick": (own, van), "return": (van, own)}
+    return _move(
+        connection, operation_id, depot_id, *ends[kind], lines, kind, actor, now, at=entered_at, beyond_stock=True
+    )
+
+
 def _move(
     connection: Connection,
     operation_id: str,
@@ -75,13 +98,17 @@ def _move(
     kind: str,
     actor: str,
     now: datetime,
+    *,
+    at: datetime | None = None,
+    beyond_stock: bool = False,
 ) -> Verdict:
     payload = {"kind": kind, "source": source, "target": target, "lines": [asdict(line) for line in lines]}
     store.lock_depot(connection, depot_id)
     stored = store.read_operation(connection, operation_id)
     if stored is not None:
         return Verdict.REPEATED if stored["payload"] == payload else Verdict.CONFLICTING
-    _check(connection, lines, source if kind == "pick" else None)
+    _check(connection, lines, source if kind == "pick" and not beyond_stock else None)
+    at = at or now
     store.write_operation(
         connection,
         {
@@ -90,7 +117,7 @@ def _move(
             "kind": kind,
             "payload": payload,
             "step": 0,
-            "entered_at": now,
+            "entered_at": at,
             "received_at": now,
             "actor": actor,
             "van": target if kind == "pick" else source,
@@ -100,7 +127,7 @@ def _move(
     cause = f"operation:{operation_id}"
     movements = [
         Movement(
-            depot_id, f"{cause}#{n}", source, target, line.product, line.lot, line.packs, kind, actor, cause, now, now
+            depot_id, f"{cause}#{n}", source, target, line.product, line.lot, line.packs, kind, actor, cause, at, now
         )
         for n, line in enumerate(line for line in lines if line.packs)
     ]

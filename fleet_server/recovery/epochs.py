@@ -31,7 +31,7 @@ def begin_epoch(connection: Connection, wall: datetime, *, after: int = 0, taken
     # An order may have run since, and books and desired states of these numbers may be others on the machines.
     store.orders_unknown(connection, now)
     store.supersede_all(connection, now)
-    store.forget_presence(connection)
+    store.forget_the_moment(connection)
     tell_desired(connection, None, now, again=True)
     write_log(connection, wall, "system:cli", "epoch_began", {"epoch": epoch, "taken_at": restored["taken_at"]})
     store.let_a_second_pass(connection)

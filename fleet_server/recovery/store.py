@@ -42,9 +42,10 @@ def supersede_all(connection: Connection, now: datetime) -> None:
     connection.execute(text(query), {"now": now})
 
 
-def forget_presence(connection: Connection) -> None:
-    """Forget who was connected: machines announce themselves to whoever asks."""
+def forget_the_moment(connection: Connection) -> None:
+    """Forget who was connected or signed in: machines announce themselves, and people learn of the epoch by signing in."""
     connection.execute(text("DELETE FROM presence"))
+    connection.execute(text("DELETE FROM sessions"))
 
 
 def let_a_second_pass(connection: Connection) -> None:

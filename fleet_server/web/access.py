@@ -44,6 +44,7 @@ ACCESS: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("POST", "/api/v1/visits/{visit_id}/operations"): SUPPLY,
     ("POST", "/api/v1/visits/{visit_id}/close"): SUPPLY,
     ("POST", "/api/v1/visits/{visit_id}/skip"): SUPPLY,
+    ("POST", "/api/v1/recovery/operations"): SUPPLY,
     ("GET", "/api/v1/clock"): EVERYBODY,
     ("POST", "/api/v1/clock/advance"): frozenset({A}),
     ("POST", "/api/v1/clock/live"): frozenset({A}),

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from fleet_server.auth import service as auth
 from fleet_server.clock import system_now
+from fleet_server.devices.store import server_epoch
 from fleet_server.errors import ConflictError, ForbiddenError, InputError
 from fleet_server.jobs import clockwork
 from fleet_server.ledger import depot, lots, reading
@@ -38,10 +39,15 @@ def sign_in_person(parts: Parts, name: str, password: str, address: str) -> auth
 
 @router.post("/sign-in", tags=["session"])
 def sign_in(body: m.SignIn, request: Request, parts: Parts) -> m.Session:
-    """Get a bearer token."""
+    """Get a bearer token. Where `epoch` has grown since the last time, the server was restored: offer again what you kept."""
     address = request.client.host if request.client else "unknown"
-    person = sign_in_person(parts, body.user, body.password, address)
-    return m.Session(token=person.token, role=person.role)
+    return session_of(parts, sign_in_person(parts, body.user, body.password, address))
+
+
+def session_of(parts: Parts, person: auth.Person) -> m.Session:
+    """Return what somebody who has signed in is told."""
+    with parts.database.begin() as connection:
+        return m.Session(token=person.token, role=person.role, epoch=server_epoch(connection))
 
 
 @router.post("/sign-out", tags=["session"])
@@ -142,7 +148,7 @@ def _lot_stock(line: depot.LotStock) -> m.LotStock:
 def receive(body: m.Receipt, person: SignedIn, connection: Transaction, now: Now) -> m.Done:
     """Receive goods from the supplier, registering lots that are new."""
     for line in body.lines:
-        _record_lot(connection, line, now)
+        record_new_lot(connection, line, now)
     lines = [depot.StockLine(line.product, line.lot, line.packs) for line in body.lines]
     verdict = depot.receive(connection, body.operation_id, person.depot_id or DEPOT, lines, person.actor, now)
     tell_desired(connection, None, now)
@@ -161,7 +167,7 @@ def list_lots(connection: Transaction) -> m.LotList:
 @router.post("/lots", tags=["lots"])
 def record_lot(body: m.LotItem, connection: Transaction, now: Now) -> m.Done:
     """Register a lot with its expiry."""
-    verdict = _record_lot(connection, body, now)
+    verdict = record_new_lot(connection, body, now)
     tell_desired(connection, None, now)
     return m.Done(verdict=verdict)
 
@@ -174,7 +180,8 @@ def block_lot(body: m.LotBlock, connection: Transaction, now: Now) -> m.Done:
     return m.Done()
 
 
-def _record_lot(connection: Any, item: m.LotItem, now: Any) -> Verdict:
+def record_new_lot(connection: Any, item: m.LotItem, now: Any) -> Verdict:
+    """Register a lot; raises ConflictError where it is registered with another expiry."""
     verdict = lots.record_lot(connection, item.product, item.lot, item.expires_on, now)
     if verdict is Verdict.CONFLICTING:
         raise ConflictError("expires_on", str(item.expires_on), f"the expiry registered for {item.lot}")
@@ -308,12 +315,13 @@ def unlock(visit_id: str, person: SignedIn, parts: Parts, now: Now) -> m.Unlocke
 def operations(visit_id: str, body: m.Operations, person: SignedIn, connection: Transaction, now: Now) -> m.Results:
     """Book counts, refills and removals, each by itself; the same operation may be sent again, days late, in any order."""
     own_visit(connection, visit_id, person)
-    entries = [_entered(item) for item in body.operations]
+    entries = [entered(item) for item in body.operations]
     results = workorders.enter(connection, visit_id, entries, person.actor, now)
     return m.Results(results=[m.Result(operation_id=o, verdict=v, detail=d) for o, v, d in results])
 
 
-def _entered(item: m.Operation) -> workorders.Entered:
+def entered(item: m.Operation) -> workorders.Entered:
+    """Return an entry as it came; raises InputError for a time that could be any."""
     if item.entered_at.tzinfo is None:
         raise InputError("entered_at", item.entered_at.isoformat(), "a time with its offset from UTC")
     return workorders.Entered(**item.model_dump() | {"entered_at": item.entered_at.astimezone(UTC)})

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fleet_server.auth import service as auth
 from fleet_server.errors import ForbiddenError, InputError, NotFoundError
-from fleet_server.web import api, context, models
+from fleet_server.web import api, context, recovery_api
 from fleet_server.web.access import ACCESS, PUBLIC
 from fleet_server.web.context import NotSignedInError, Services
 from protocol.codec import explain
@@ -39,7 +39,8 @@ class Routes:
 
     def __init__(self, parts: Services) -> None:
         self._parts = parts
-        self._calls = [_call(route) for route in api.router.routes if getattr(route, "path", SIGN_IN) != SIGN_IN]
+        routes = [*api.router.routes, *recovery_api.router.routes]
+        self._calls = [_call(route) for route in routes if getattr(route, "path", SIGN_IN) != SIGN_IN]
         self._people: dict[str, auth.Person] = {}
 
     def ask(self, method: str, path: str, body: Any, token: str | None) -> tuple[int, BaseModel | InputError]:
@@ -56,7 +57,7 @@ class Routes:
         if (method, where.path) == ("POST", SIGN_IN):
             person = api.sign_in_person(self._parts, body["user"], body["password"], "in process")
             self._people[person.token] = person
-            return models.Session(token=person.token, role=person.role)
+            return api.session_of(self._parts, person)
         for call in self._calls:
             found = call.pattern.fullmatch(where.path) if call.method == method else None
             if found is not None:

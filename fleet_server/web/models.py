@@ -27,6 +27,7 @@ class SignIn(Model):
 class Session(Model):
     token: str
     role: str
+    epoch: int = Field(description="1, and higher after every restore from a backup, which ends all sessions")
 
 
 class Problem(Model):

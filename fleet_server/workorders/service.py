@@ -131,8 +131,14 @@ def pick(
         raise NotFoundError("work_order_id", order_id, "the id of a work order")
     stock = [depot.StockLine(line.product, line.lot, line.packs) for line in lines]
     verdict = depot.pick(connection, operation_id, order["depot_id"], van_of(order_id), stock, actor, now)
-    if verdict is not Verdict.BOOKED:
-        return verdict
+    if verdict is Verdict.BOOKED:
+        note_picked(connection, order, lines, now)
+    return verdict
+
+
+def note_picked(connection: Connection, order: dict[str, Any], lines: Sequence[PickLine], now: datetime) -> None:
+    """Note on a released work order what was picked for it; raises InputError or ConflictError."""
+    order_id = order["id"]
     visits = {stop["dispenser_id"]: stop["visit_id"] for stop in store.read_stops(connection, order_id)}
     picked: Counter[tuple[str, int, str, str]] = Counter()
     for line in lines:
@@ -142,7 +148,6 @@ def pick(
     # What was planned and is in no line was not picked at all; what was not planned replaces something.
     store.set_picked(connection, list(visits.values()), picked)
     store.set_order_state(connection, order_id, change_order(order["state"], "pick"), now)
-    return verdict
 
 
 def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any]:
@@ -175,7 +180,13 @@ def enter(
     connection: Connection, visit_id: str, entries: Sequence[Entered], actor: str, now: datetime
 ) -> list[tuple[str, str, str]]:
     """Book what a phone entered, each entry by itself: (operation_id, verdict, detail). It may come days late."""
-    stop = visit(connection, visit_id)
+    return enter_at(connection, visit(connection, visit_id), entries, actor, now)
+
+
+def enter_at(
+    connection: Connection, stop: dict[str, Any], entries: Sequence[Entered], actor: str, now: datetime
+) -> list[tuple[str, str, str]]:
+    """Do what `enter` does, at a stop of which no more need be known than visit_id, work_order_id and dispenser_id."""
     known_slots = {
         plan.slot: plan for plan in fleet.planogram(connection, [stop["dispenser_id"]]).get(stop["dispenser_id"], [])
     }
