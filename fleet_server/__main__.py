@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -182,6 +183,27 @@ def new_epoch(
             refuse_if_in_use(connection)
             epoch = begin_epoch(connection, system_now(), after=epoch_after)
     print(f"epoch {epoch} begins")
+
+
+@cli.command()
+def losses(
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,
+) -> None:
+    """List what could not come back after a restore: lost facts, visits without entries, orders and states not known here."""
+    from fleet_server.recovery.losses import losses as look
+
+    with told():
+        database = Database(st.load(config).database_url)
+        database.check()
+        with database.begin() as connection:
+            found = look(connection)
+    if as_json:
+        print(json.dumps([asdict(loss) for loss in found]))
+        return
+    for loss in found:
+        print(f"{loss.place}: {loss.words}")
+    print(f"{len(found)} known losses")
 
 
 @users.command("add")

@@ -154,7 +154,7 @@ def forget_sent(connection: Connection) -> None:
 
 
 def answer(connection: Connection, answers: Sequence[Answer]) -> None:
-    """Note machines' answers; a second answer changes nothing."""
+    """Note machines' answers; a second answer changes nothing, but any is better than `unknown`."""
     first: dict[tuple[str, str, str], Answer] = {}
     for given in answers:
         first.setdefault((given.dispenser_id, given.channel, given.key), given)
@@ -166,7 +166,7 @@ def answer(connection: Connection, answers: Sequence[Answer]) -> None:
         FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[])
              AS a(dispenser_id, channel, key, outcome, detail, at)
         WHERE outgoing.dispenser_id = a.dispenser_id AND outgoing.channel = a.channel AND outgoing.key = a.key
-          AND answered_at IS NULL"""
+          AND (answered_at IS NULL OR outgoing.answer = 'unknown')"""
     connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True)))
 
 
