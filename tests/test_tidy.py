@@ -139,6 +139,15 @@ def feature_violations(path: str, source: str) -> list[str]:
     return [f"{path}: {feature} imports {other}" for other in sorted(used & forbidden)]
 
 
+def audit_violations(path: str, source: str) -> list[str]:
+    """The audit counts by rules of its own: a mistake of the code that posts must not be made by it as well."""
+    if not re.fullmatch(r"fleet_server/ledger/audit\w*\.py", path):
+        return []
+    allowed = re.compile(r"fleet_server\.database\.\w+|fleet_server\.ledger(\.audit\w*)+(\.\w+)?")
+    used = (name for name in imports(ast.parse(source), path) if name.split(".")[0] in PACKAGES)
+    return [f"{path}: imports {name}" for name in used if not allowed.fullmatch(name)]
+
+
 def door_violations(path: str, source: str) -> list[str]:
     tops = {name.split(".")[0] for name in imports(ast.parse(source), path)}
     return [f"{path}: imports {top}" for top in sorted(tops & DOORS.keys()) if not _is_one_of(path, DOORS[top])]
@@ -217,6 +226,12 @@ def test_packages_and_features_import_only_what_stands_below_them() -> None:
     assert [bad for path, text in _product() for bad in feature_violations(path, text)] == []
 
 
+def test_the_audit_uses_nothing_of_what_it_checks() -> None:
+    audits = [path for path, _ in _product() if path.startswith("fleet_server/ledger/audit")]
+    assert len(audits) > 2
+    assert [bad for path, text in _product() for bad in audit_violations(path, text)] == []
+
+
 def test_every_library_has_one_door() -> None:
     assert [bad for path, text in _product() for bad in door_violations(path, text)] == []
 
@@ -266,6 +281,23 @@ def test_a_planted_look_up_the_features_is_found(path: str, source: str) -> None
     assert len(feature_violations(path, source)) == 1
     below = "from fleet_server.devices import store\nfrom fleet_server.database import x"
     assert [feature_violations(f"fleet_server/{name}/a.py", below) for name in ("reports", "auth", "web")] == [[]] * 3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from fleet_server.ledger.fold import SlotBook",
+        "from fleet_server.ledger import booking",
+        "from fleet_server.ledger import store",
+        "import fleet_server.ledger.entries",
+        "def f():\n    from protocol.codec import next_digest",
+        "from fleet_server.devices.store import lines_between",
+    ],
+)
+def test_a_planted_loan_of_the_audit_is_found(source: str) -> None:
+    assert len(audit_violations("fleet_server/ledger/audit_more.py", source)) == 1
+    own = "import json\nfrom fleet_server.database import Connection\nfrom fleet_server.ledger import audit_store"
+    assert audit_violations("fleet_server/ledger/audit.py", own) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The audit: recomputes every balance twice, from movements and from facts and operations, and prints any difference.
+"""The audit: recomputes every balance twice, from movements and from facts and operations, and the chain of every stream.
 
 Nothing here uses the code that posts (`fold`, `entries`, `booking`): a slot is replayed pack by pack, from the stored
 bytes of facts and the stored payloads of operations, by rules written a second time. A mistake has to be made twice to
@@ -13,6 +13,7 @@ from typing import Any
 
 from fleet_server.database import Connection
 from fleet_server.ledger import audit_store
+from fleet_server.ledger.audit_chain import walk
 
 Key = tuple[str, str, str]
 """(account, product, lot)."""
@@ -64,10 +65,7 @@ def audit(connection: Connection) -> AuditReport:
         *_compare("balances against movements", moved, projected),
         *_compare("movements against facts and operations", replay.accounts, moved),
         *_books(replay, audit_store.books(connection)),
-        *(
-            Difference("seq contiguous", f"stream {dispenser}/{stream_no}", "", "", through_seq, stored)
-            for dispenser, stream_no, through_seq, stored in audit_store.broken_streams(connection)
-        ),
+        *_streams(connection),
     ]
     return AuditReport(
         audit_store.count(connection, "movements"), replay.facts, replay.operations, len(moved), differences
@@ -78,6 +76,22 @@ def _compare(check: str, expected: Mapping[Key, int], found: Mapping[Key, int]) 
     for key in sorted(set(expected) | set(found)):
         if expected.get(key, 0) != found.get(key, 0):
             yield Difference(check, *key, expected.get(key, 0), found.get(key, 0))
+
+
+def _streams(connection: Connection) -> Iterable[Difference]:
+    """Walk the stored bytes of every stream."""
+    seen = 0
+    for stream in audit_store.streams(connection):
+        account = f"stream {stream.dispenser_id}/{stream.stream_no}"
+        walked = walk(stream, audit_store.lines(connection, stream.dispenser_id, stream.stream_no))
+        seen += walked.facts
+        if walked.through_seq != stream.through_seq:
+            yield Difference("seq contiguous", account, "", "", stream.through_seq, walked.through_seq)
+        elif walked.digest != stream.digest:
+            yield Difference("facts that the chain vouches for", account, "", "", stream.through_seq, 0)
+    stored = audit_store.count(connection, "facts")
+    if seen != stored:
+        yield Difference("facts of a stream that is known", "facts", "", "", stored, seen)
 
 
 def _books(replay: "Replay", books: Iterable[tuple[str, int, dict[str, Any]]]) -> Iterable[Difference]:

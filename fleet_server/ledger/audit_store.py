@@ -1,11 +1,16 @@
 """What the audit reads: raw rows, through none of the statements that the ledger uses."""
 
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import text
 
 from fleet_server.database import Connection
+from fleet_server.ledger.audit_chain import Stream
+
+PIECEWISE: Final = {"stream_results": True, "yield_per": 2_000}
+"""No history is ever held whole, however long it is."""
 
 Key = tuple[str, str, str]
 
@@ -33,11 +38,13 @@ def moved(connection: Connection) -> dict[Key, int]:
     return {(row.account, row.product, row.lot): int(row.units) for row in rows}
 
 
-def histories(connection: Connection) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+def histories(connection: Connection) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
     """Yield each place's events in the order of their anchors: ("fact", bytes) or ("operation", payload)."""
-    places = connection.execute(
-        text("SELECT dispenser_id FROM facts UNION SELECT dispenser_id FROM operations ORDER BY 1")
-    ).scalars()
+    places = (
+        connection.execute(text("SELECT dispenser_id FROM facts UNION SELECT dispenser_id FROM operations ORDER BY 1"))
+        .scalars()
+        .all()
+    )
     query = text("""
         SELECT 'fact' AS source, stream_no, seq, 0 AS step, line, CAST(NULL AS jsonb) AS payload, '' AS id
         FROM facts WHERE dispenser_id = :place AND kind IN ('vend', 'count', 'refill')
@@ -46,8 +53,8 @@ def histories(connection: Connection) -> Iterator[tuple[str, list[tuple[str, Any
         FROM operations WHERE dispenser_id = :place AND state = 'booked'
         ORDER BY stream_no, seq, step, id""")
     for place in places:
-        rows = connection.execute(query, {"place": place})
-        yield place, [(row.source, bytes(row.line) if row.line is not None else row.payload) for row in rows]
+        rows = connection.execute(query, {"place": place}, execution_options=PIECEWISE)
+        yield place, ((row.source, bytes(row.line) if row.line is not None else row.payload) for row in rows)
 
 
 def books(connection: Connection) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -56,21 +63,23 @@ def books(connection: Connection) -> Iterator[tuple[str, int, dict[str, Any]]]:
         yield row.dispenser_id, row.slot, row.book
 
 
-def broken_streams(connection: Connection) -> list[tuple[str, int, int, int]]:
-    """Return streams whose facts, stored or known to be lost, are not 1 to the cursor: (dispenser, stream_no, through_seq, facts)."""
-    query = text("""
-        SELECT s.dispenser_id, s.stream_no, s.through_seq, sum(p.facts) AS known
-        FROM streams s LEFT JOIN (
-            SELECT dispenser_id, stream_no, count(*) AS facts, min(seq) AS first, max(seq) AS last FROM facts GROUP BY 1, 2
-            UNION ALL SELECT dispenser_id, stream_no, last_seq - first_seq + 1, first_seq, last_seq FROM stream_gaps
-        ) AS p ON p.dispenser_id = s.dispenser_id AND p.stream_no = s.stream_no
-        GROUP BY s.dispenser_id, s.stream_no, s.through_seq
-        HAVING coalesce(sum(p.facts), 0) <> s.through_seq OR coalesce(min(p.first), 1) <> 1
-            OR coalesce(max(p.last), 0) <> s.through_seq
-        ORDER BY 1, 2""")
-    return [
-        (row.dispenser_id, row.stream_no, row.through_seq, int(row.known or 0)) for row in connection.execute(query)
-    ]
+def streams(connection: Connection) -> Iterator[Stream]:
+    """Yield every stream's cursor with the holes that are known."""
+    holes: dict[tuple[str, int], dict[int, tuple[int, bytes]]] = defaultdict(dict)
+    for row in connection.execute(text("SELECT dispenser_id, stream_no, first_seq, last_seq, digest FROM stream_gaps")):
+        holes[row.dispenser_id, row.stream_no][row.first_seq] = (row.last_seq, bytes(row.digest))
+    query = text("SELECT dispenser_id, stream_no, stream_id, through_seq, digest FROM streams ORDER BY 1, 2")
+    for row in connection.execute(query).all():
+        key = (row.dispenser_id, row.stream_no)
+        yield Stream(*key, row.stream_id, row.through_seq, bytes(row.digest), holes.get(key, {}))
+
+
+def lines(connection: Connection, dispenser_id: str, stream_no: int) -> Iterator[tuple[int, bytes]]:
+    """Yield a stream's stored facts in the order of their numbers, a piece at a time."""
+    query = text("SELECT seq, line FROM facts WHERE dispenser_id = :dispenser AND stream_no = :stream ORDER BY seq")
+    rows = connection.execute(query, {"dispenser": dispenser_id, "stream": stream_no}, execution_options=PIECEWISE)
+    for row in rows:
+        yield row.seq, bytes(row.line)
 
 
 def count(connection: Connection, table: str) -> int:
