@@ -47,7 +47,7 @@ Changes = dict[tuple[str, str], str | None]
 
 
 class Outbox:
-    """The file and its mirror. `durable` is synchronous=FULL; without it a power cut may lose what was committed last."""
+    """The file and its mirror. `durable` syncs each commit; without it a power cut may lose what was committed last."""
 
     meta: dict[str, Any]
     slots: dict[int, SlotBook]
@@ -78,8 +78,9 @@ class Outbox:
         try:
             self._db = sqlite3.connect(str(self._path), isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA busy_timeout=5000")
+            # EXTRA is FULL that also syncs the directory: the journal of the very first transaction must not come back.
+            self._db.execute(f"PRAGMA synchronous={'EXTRA' if self._durable else 'OFF'}")
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
             found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
                 raise OutboxDamagedError(f"outbox {self._path}: {found}")

@@ -14,11 +14,13 @@ import pytest
 
 from fleet_server.embedded import BrokerAddress
 from tests.conftest import scratch_directory
+from tests.fleet_server.fixtures import database
 from tests.installation import BrokerProcess, Installation
 from tests.reliability.brokers import MosquittoBroker, ReachableBroker, mosquitto_binary
 from tests.reliability.fleet import Fleet
 from tests.reliability.network import Namespace, NoNamespaceError
 
+__all__ = ["database"]
 LONG_SEEDS = (1, 2, 3, 4, 5)
 BROKER_DISK_BYTES = 64 * 2**20
 FAILED = pytest.StashKey[bool]()

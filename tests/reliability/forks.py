@@ -88,9 +88,9 @@ def until(holds: Callable[[], T | None], what: str, seconds: float = PATIENCE_S)
 
 
 @contextmanager
-def traced(pid: int, *options: str) -> Iterator[None]:
+def traced(pid: int, *options: str, output: Path = Path(os.devnull)) -> Iterator[None]:
     """Attach strace, and wait until it has; it goes with the block or with the process."""
-    command = ["strace", "-qq", "-f", "-o", os.devnull, *options, "-p", str(pid)]
+    command = ["strace", "-qq", "-f", "-o", str(output), *options, "-p", str(pid)]
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         until(lambda: _tracer_of(pid) or tracer.poll() is not None, "strace is attached")
