@@ -20,7 +20,7 @@ def power_cut(c: Counterpart, means: Means) -> None:
     c.hold()
     fact, life, session = c.new_fact(), _life(c), c.session
     former, presences, boot = c.record, len(c.presences), _latest(c, "boot_id")
-    former.unsafe_from = former.acked + 1
+    former.power_was_cut = True
     c.settle(0.3)
     begun = c.order("test_vend", slot=1)
     c.settle(MOTOR_TURNS_S)
@@ -42,6 +42,7 @@ def power_cut(c: Counterpart, means: Means) -> None:
     told = f"no fact `started` of another boot after {said}"
     c.checklist.expect("STARTED", bool(after), "started, with another boot_id", told)
     _settled(c, begun, life, after[0].value if after else {})
+    former.power_was_cut = False
 
 
 def _come_again(c: Counterpart, record: StreamRecord, since: int, fact: int, breaches: list[str]) -> None:

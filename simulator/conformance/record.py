@@ -55,8 +55,8 @@ class StreamRecord:
         self.batches: list[Sent] = []
         self.facts: list[Said] = []
         self.acked = 0
-        self.unsafe_from: int | None = None
-        """The first number that was said and not acknowledged when the power was cut."""
+        self.power_was_cut = False
+        """Whether the power has just been cut: other facts under known numbers mean that those were lost."""
         checklist.expect("STREAM", re.fullmatch("[0-9a-f]{32}", stream_id) is not None, "id of 32 hexadecimal digits")
 
     @property
@@ -154,7 +154,7 @@ class StreamRecord:
         told = f"number {seq} was {was.get('kind')}, and then {now.get('kind')}"
         if same:
             self._checklist.expect("RECUT", False, "", f"number {seq} was encoded again")
-        elif seq > 1 and self.unsafe_from is not None and seq >= self.unsafe_from:
+        elif seq > 1 and self.power_was_cut:
             self._checklist.expect("DURABLE", False, "", f"{told}: what was said before the power cut is lost")
         else:
             self._checklist.expect("SEQ", False, "", told)
