@@ -186,6 +186,30 @@ def new_epoch(
 
 
 @cli.command()
+def rebuild(
+    config: Config = None,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="post movements that facts and operations imply, too")
+    ] = False,
+) -> None:
+    """Make every projection anew from facts, operations and movements; exits with 1 where anything had to be changed."""
+    from fleet_server.jobs.clockwork import clock_of
+    from fleet_server.recovery.rebuild import rebuild as make_anew
+
+    with told():
+        database = Database(st.load(config).database_url, patient=True)
+        database.check()
+        now = clock_of(database).now()
+        with database.begin() as connection:
+            found = make_anew(connection, now, correct=correct)
+    for difference in found:
+        left = "" if difference.repaired else " (left as it is)"
+        print(f"{difference.table} {difference.place}: {difference.words}{left}")
+    print(f"{len(found)} differences")
+    raise typer.Exit(1 if found else 0)
+
+
+@cli.command()
 def losses(
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,

@@ -39,20 +39,20 @@ def book_entries(connection: Connection, entries: Entries, now: datetime) -> lis
     kept: list[tuple[SlotBook, Anchor]] = []
     for key, arrived in sorted(entries.items()):
         book, seen = books.get(key) or (SlotBook(*key), BEFORE_ALL)
-        due = sorted(arrived, key=_order)
+        due = sorted(arrived, key=entry_order)
         if due[0].anchor > seen:
             movements += _fold(book, due, now, findings)
             kept.append((book, due[-1].anchor))
         else:
-            book, last, corrections = refold(connection, key, now, findings)
-            movements += corrections
+            book, last, corrected = refold(connection, key, now, findings)
+            movements += corrected
             kept.append((book, max(last, seen)))
     store.write_movements(connection, movements)
     store.write_books(connection, kept)
     return findings
 
 
-def _order(entry: Anchored) -> tuple[Anchor, str]:
+def entry_order(entry: Anchored) -> tuple[Anchor, str]:
     """By anchor; what one person entered at one step, by its id, so that the order never depends on arrival."""
     return entry.anchor, entry.cause
 
@@ -63,14 +63,16 @@ def _fold(book: SlotBook, due: Iterable[Anchored], now: datetime, findings: list
     for entry in due:
         before = book.units
         postings = book.apply(entry.entry)
-        findings += _findings(book, before, entry, postings)
+        findings += findings_of(book, before, entry, postings)
         for posting in postings:
             movements.append(_movement(book, entry, posting, posted[entry.cause], entry.received_at or now))
             posted[entry.cause] += 1
     return movements
 
 
-def _findings(book: SlotBook, before: int, anchored: Anchored, postings: Sequence[Posting]) -> list[FaultChange]:
+def findings_of(book: SlotBook, before: int, anchored: Anchored, postings: Sequence[Posting]) -> list[FaultChange]:
+    """Return what a book finds in an entry that has just been applied; `before` is what it held before."""
+
     def change(code: str, detail: str = "", *, opened: bool) -> FaultChange:
         return FaultChange(book.dispenser_id, code, opened, anchored.at, book.slot, detail)
 
@@ -127,7 +129,7 @@ def entries_of_slot(connection: Connection, dispenser_id: str, slot: int) -> lis
                 found.append(entry)
     booked = store.booked_operations(connection, dispenser_id, slot)
     found += [anchored_operation(row, row["stream_no"], row["seq"]) for row in booked]
-    return sorted(found, key=_order)
+    return sorted(found, key=entry_order)
 
 
 def refold(
@@ -147,10 +149,10 @@ def refold(
         findings.append(
             FaultChange(key[0], BOOK_BELOW_ZERO, opened=True, at=now, slot=key[1], detail="after a late entry")
         )
-    return book, last, _corrections(book, owed, store.movements_of_slot(connection, *key), now)
+    return book, last, corrections(book, owed, store.movements_of_slot(connection, *key), now)
 
 
-def _corrections(
+def corrections(
     book: SlotBook,
     wanted: Mapping[str, tuple[Anchored, Counter[Posting]]],
     posted: Sequence[Movement],
@@ -166,7 +168,7 @@ def _corrections(
             rest[cause][key] += units
             reasons[cause, *key] = posting.reason
     for movement in posted:
-        numbers[movement.cause] += 1
+        numbers[movement.cause] = max(numbers[movement.cause], movement.number + 1)
         forward = (movement.source, movement.target, movement.product, movement.lot)
         if movement.reason == "rebooked":
             rest[movement.cause][movement.target, movement.source, movement.product, movement.lot] += movement.units
@@ -178,7 +180,8 @@ def _corrections(
             if units == 0:
                 continue
             ends = (source, target) if units > 0 else (target, source)
-            reason = reasons[cause, source, target, product, lot] if units > 0 else "rebooked"
+            # "corrected": a reversal stands there whose posting is gone; it is posted again (only a rebuild meets that).
+            reason = reasons.get((cause, source, target, product, lot), "corrected") if units > 0 else "rebooked"
             posting = Posting(*ends, product, lot, abs(units), reason)
             found.append(_movement(book, entry, posting, numbers[cause], now))
             numbers[cause] += 1

@@ -35,6 +35,11 @@ class Movement:
     slot: int | None = None
     anchor: Anchor | None = None
 
+    @property
+    def number(self) -> int:
+        """Its place among the movements of its cause: the last part of its id."""
+        return int(self.id.rpartition("#")[2])
+
 
 @dataclass(frozen=True, slots=True)
 class DoorOpening:
