@@ -1,7 +1,7 @@
 # `make demo` shows the whole system on this machine, `make test` proves it, `make check` runs what CI runs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env system-packages demo test soak lint check bench clean
+.PHONY: help env system-packages demo test soak reliability lint check bench clean
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -36,6 +36,9 @@ test: $(STAMP) system-packages ## run the tests: make test PYTEST_ARGS="-k ledge
 
 soak: $(STAMP) system-packages ## run the long forms: make soak PYTEST_ARGS="-k n1"
 	.venv/bin/python -m pytest -m soak $(PYTEST_ARGS)
+
+reliability: $(STAMP) system-packages ## run the fault matrix and write docs/reliability.md
+	.venv/bin/python -m pytest -p tests.reliability.report $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and mypy, without tests
 	.venv/bin/ruff check .

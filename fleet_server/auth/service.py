@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -85,11 +86,17 @@ def add_user(
     store.write_log(connection, now, "system:cli", "user_written", {"name": name, "role": role})
 
 
-def check_attempts(connection: Connection, name: str, address: str, now: datetime) -> None:
-    """Raise TooManyAttemptsError where an account or an address has failed too often."""
-    for subject in (f"user:{name}", f"address:{address}"):
+def note_attempt(connection: Connection, name: str, address: str, now: datetime) -> list[int]:
+    """Note an attempt against account and address before it is judged, so that many at once cannot pass the limit.
+
+    Returns the notes' ids. Raises TooManyAttemptsError where an account or an address has failed too often.
+    """
+    subjects = (f"user:{name}", f"address:{address}")
+    store.lock_attempts(connection, subjects)
+    for subject in subjects:
         if store.count_attempts(connection, subject, now - ATTEMPTS_WITHIN) >= ATTEMPTS_MAX:
             raise TooManyAttemptsError("user", name, "a pause: too many failed attempts")
+    return [store.note_attempt(connection, subject, now) for subject in subjects]
 
 
 def verify(connection: Connection, name: str, password: str) -> bool:
@@ -99,15 +106,14 @@ def verify(connection: Connection, name: str, password: str) -> bool:
     return bool(good and user and user["enabled"])
 
 
-def note_failure(connection: Connection, name: str, address: str, now: datetime) -> None:
-    """Count a failed attempt against the account and the address."""
-    for subject in (f"user:{name}", f"address:{address}"):
-        store.note_attempt(connection, subject, now)
+def note_failure(connection: Connection, name: str, now: datetime) -> None:
+    """Log a failed attempt, which stays noted."""
     store.write_log(connection, now, f"user:{name[:40]}", "sign_in_refused", {})
 
 
-def begin(connection: Connection, name: str, now: datetime) -> Person:
-    """Begin a session of a user whose password was right."""
+def begin(connection: Connection, name: str, noted: Sequence[int], now: datetime) -> Person:
+    """Begin a session of a user whose password was right; `noted` are the ids of this attempt."""
+    store.forget_attempts(connection, noted)
     user = store.read_user(connection, name)
     token, csrf_token = secrets.token_urlsafe(32), secrets.token_urlsafe(24)
     role = Role(user["role"])

@@ -1,5 +1,7 @@
 """Tables of users and sessions. Times here are the wall clock's: a played clock must not keep anybody signed in."""
 
+import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -96,15 +98,27 @@ def end_session(connection: Connection, digest: bytes) -> None:
     connection.execute(delete(sessions).where(sessions.c.token_digest == digest))
 
 
+def lock_attempts(connection: Connection, subjects: Sequence[str]) -> None:
+    """Let nobody else count or note attempts of these subjects until the transaction ends."""
+    for key in sorted({int.from_bytes(hashlib.sha256(s.encode()).digest()[:8], signed=True) for s in subjects}):
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
 def count_attempts(connection: Connection, subject: str, since: datetime) -> int:
-    """Return how often signing in failed for a subject since a moment."""
+    """Return how often signing in was tried for a subject since a moment and has not succeeded."""
     query = text("SELECT count(*) FROM sign_in_attempts WHERE subject = :subject AND at > :since")
     return int(connection.execute(query, {"subject": subject, "since": since}).scalar_one())
 
 
-def note_attempt(connection: Connection, subject: str, now: datetime) -> None:
-    """Note that signing in failed."""
-    connection.execute(insert(sign_in_attempts).values(subject=subject, at=now))
+def note_attempt(connection: Connection, subject: str, now: datetime) -> int:
+    """Note that signing in is tried; returns the note's id."""
+    query = insert(sign_in_attempts).values(subject=subject, at=now).returning(sign_in_attempts.c.id)
+    return int(connection.execute(query).scalar_one())
+
+
+def forget_attempts(connection: Connection, ids: Sequence[int]) -> None:
+    """Forget attempts: they succeeded."""
+    connection.execute(delete(sign_in_attempts).where(sign_in_attempts.c.id.in_(ids)))
 
 
 def write_log(connection: Connection, at: datetime, actor: str, action: str, detail: dict[str, Any]) -> None:

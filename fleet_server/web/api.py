@@ -29,11 +29,11 @@ def sign_in_person(parts: Parts, name: str, password: str, address: str) -> auth
     """Sign somebody in. A refused attempt is counted although the request fails: each step commits by itself."""
     wall = system_now()
     with parts.database.begin() as connection:
-        auth.check_attempts(connection, name, address, wall)
-        good = auth.verify(connection, name, password)
-        if good:
-            return auth.begin(connection, name, wall)
-        auth.note_failure(connection, name, address, wall)
+        noted = auth.note_attempt(connection, name, address, wall)
+    with parts.database.begin() as connection:
+        if auth.verify(connection, name, password):
+            return auth.begin(connection, name, noted, wall)
+        auth.note_failure(connection, name, wall)
     raise auth.SignInError("user", name, "a user with this password")
 
 

@@ -21,6 +21,7 @@ from tests.reliability.fleet import Fleet
 from tests.reliability.network import Namespace, NoNamespaceError
 
 __all__ = ["database"]
+HERE = Path(__file__).parent
 LONG_SEEDS = (1, 2, 3, 4, 5)
 BROKER_DISK_BYTES = 64 * 2**20
 FAILED = pytest.StashKey[bool]()
@@ -55,6 +56,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = [pytest.mark.soak, pytest.mark.timeout(3600)]
     long = [pytest.param(Scale(42, 200, seed, is_long=True), id=f"long-seed{seed}", marks=marks) for seed in seeds]
     metafunc.parametrize("scale", [short, *long])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The short form first, then Mosquitto's scenarios together: each other fleet and each move to another broker takes a while."""
+
+    def kind(item: pytest.Item) -> tuple[bool, bool]:
+        parameters = getattr(item, "callspec", None)
+        scale = parameters.params.get("scale") if parameters else None
+        return bool(scale and scale.is_long), "mosquitto_fleet" in getattr(item, "fixturenames", ())
+
+    places = [place for place, item in enumerate(items) if item.path.parent == HERE]
+    for place, item in zip(places, sorted((items[place] for place in places), key=kind), strict=True):
+        items[place] = item
 
 
 @pytest.hookimpl(wrapper=True)

@@ -57,11 +57,11 @@ class Machine:
 
     def configure(self, host: str, port: int, password_file: Path | None, **more: int) -> None:
         """Write the configuration; `more` are keys of the broker's section, `ack_timeout_s` and `silence_s_max` of the top."""
-        times = {"ack_timeout_s": more.pop("ack_timeout_s", 2), "silence_s_max": more.pop("silence_s_max", 6)}
+        times = {"ack_timeout_s": more.pop("ack_timeout_s", 1), "silence_s_max": more.pop("silence_s_max", 4)}
         login: dict[str, object] = (
             {} if password_file is None else {"username": "fleet", "password_file": str(password_file)}
         )
-        broker = {"host": host, "port": port, "tls": False, "keepalive_s": 3, "reconnect_s_max": 2} | login | more
+        broker = {"host": host, "port": port, "tls": False, "keepalive_s": 2, "reconnect_s_max": 1} | login | more
         board = {"driver": "simulator.boards.file_board:open_board", "state": str(self.directory / "board.json")}
         top = {"dispenser_id": self.id, "outbox": str(self.outbox)} | times
         lines = [f"{name} = {_toml(value)}" for name, value in top.items()]

@@ -28,7 +28,7 @@ def test_n1_a_cut_link_is_noticed_while_vending_goes_on_and_the_backlog_drains(
     throw = scale.throw()
     with namespace.dropping():
         given = fleet.work(throw, scale.facts)
-        # Two keep-alives of 3 s; then a machine has given its connection up and tries to make another.
+        # Two keep-alives of 2 s; then a machine has given its connection up and tries to make another.
         port = fleet.address[1]
         fleet.until(lambda: not any(m.is_connected(port) for m in fleet.machines), "each machine notices", 20)
         given += fleet.work(throw, scale.facts)
