@@ -22,7 +22,8 @@ from fleet_server.embedded import BrokerAddress as Embedded
 from fleet_server.ingest.broker import BrokerAddress
 from fleet_server.ingest.service import IngestService
 from protocol.messages import LotInfo, LotPacks
-from simulator.boards.physical_board import Fault, PhysicalBoard
+from simulator.boards.physical_board import PhysicalBoard
+from simulator.boards.virtual_board import Fault
 from tests.device_agent.machines import Bench
 from tests.fleet_server.fixtures import NOW
 from tests.reliability.forks import Child, until
