@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from protocol.messages import FactBase
 
 AHEAD_MAX: Final = timedelta(days=1)
-"""A trusted clock may be ahead of ours by this: while history is played, ours follows in steps."""
+"""A trusted clock may be ahead of ours by this, or behind what it said before: while history is played, ours follows in steps."""
 
 
 class Last(NamedTuple):
@@ -25,10 +25,12 @@ def wall(fact: FactBase) -> datetime:
 def corrected(fact: FactBase, last: Last, received_at: datetime) -> datetime:
     """Return the best known time of a fact.
 
-    A trusted wall time stands, unless it lies far ahead of the arrival: then it is no time to trust. Otherwise the time since the stream's last fact of the same boot counts, and without one
-    the fact is bounded by its neighbours: not before the last fact, not after its arrival.
+    A trusted wall time stands, unless it lies far ahead of the arrival or far behind the stream's last fact: then it is no
+    time to trust. Otherwise the time since the stream's last fact of the same boot counts, and without one the fact is
+    bounded by its neighbours: not before the last fact, not after its arrival.
     """
-    if fact.clock_trusted and wall(fact) <= received_at + AHEAD_MAX:
+    is_behind = last.at is not None and wall(fact) < last.at - AHEAD_MAX
+    if fact.clock_trusted and not is_behind and wall(fact) <= received_at + AHEAD_MAX:
         return wall(fact)
     if last.at is None:
         return min(wall(fact), received_at)

@@ -1,7 +1,10 @@
 """A machine on its bench, on a real broker: what the agent publishes is carried, what the server answers is told to it."""
 
 import queue
+import random
 import time
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from paho.mqtt.client import Client
@@ -9,9 +12,16 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from device_agent import effects as ef
 from device_agent import events as ev
+from fleet_server.clock import FixedClock
+from fleet_server.database import Database
 from fleet_server.embedded import BrokerAddress
-from protocol.topics import FROM_SERVER, Channel, topic
+from fleet_server.ingest.worker import Message, Outbound, Worker
+from protocol.messages import LotInfo, LotPacks
+from protocol.topics import FROM_SERVER, Channel, parse, topic
+from simulator.boards.physical_board import PhysicalBoard
 from tests.device_agent.machines import Bench
+from tests.fleet_server.fixtures import NOW
+from tests.reliability.invariants import Witness
 
 
 class Link:
@@ -64,3 +74,73 @@ class Link:
         self._client.disconnect()
         self._client.loop_stop()
         self._bench.tell(ev.LinkDown())
+
+
+class Wire:
+    """A machine on its bench, and the server's worker in the same process: what one says the other hears at once."""
+
+    def __init__(self, bench: Bench, database: Database) -> None:
+        self.bench, self.database = bench, database
+        self.worker = Worker(database, FixedClock(NOW))
+
+    def connect(self) -> None:
+        """Begin a session, and exchange what there is."""
+        self.bench.tell(ev.LinkUp())
+        self.carry()
+
+    def carry(self) -> None:
+        """Hand everything over, both ways, until neither side has more to say."""
+        asked, self.bench.asked = self.bench.asked, []
+        while asked:
+            for effect in asked:
+                if isinstance(effect, ef.Publish) and effect.qos:
+                    message = Message(topic(self.bench.outbox.dispenser_id, effect.channel), effect.payload)
+                    self.hear(self.worker.commit([message]).answers)
+            self.hear(self.worker.outbound())
+            asked, self.bench.asked = self.bench.asked, []
+
+    def hear(self, messages: list[Outbound]) -> None:
+        for message in messages:
+            self.bench.tell(ev.MessageArrived(parse(message.topic).channel, message.payload))
+
+    def disconnect(self) -> None:
+        """What happens now is not heard of before the next `connect`."""
+        self.bench.tell(ev.LinkDown())
+        self.bench.asked.clear()
+
+
+class Stocked:
+    """A machine whose packs are entered by hand, so that its coils and the ledger can be compared."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.bench = Bench(path)
+        lots = [LotInfo(lot=lot, product="CONDOM-M", expires_on=date(2029, 1, 1)) for lot in ("L1", "L2")]
+        self.bench.loaded(lots=lots)
+        self.board = PhysicalBoard(random.Random(seed))
+        self.witness = Witness("HD-001", path, lambda: self.board.coils)
+        self.bench.asked.clear()
+
+    def opens(self) -> str:
+        """Somebody with the key opens; returns the code on the screen."""
+        self.bench.tell(ev.ServiceKeyTurned(on=True), ev.DoorChanged(open=True))
+        return self.bench.agent.display().session or ""
+
+    def closes(self) -> None:
+        self.board.jammed.clear()
+        self.bench.passes(60).tell(ev.DoorChanged(open=False), ev.ServiceKeyTurned(on=False))
+
+    def refill_here(self, lot: str, packs: int) -> None:
+        """Put packs in, and enter them at the machine's own keys."""
+        self.board.load(1, lot, packs)
+        self.bench.tell(ev.LocalRefill(1, "CONDOM-M", added=(LotPacks(lot=lot, packs=packs),)))
+
+    def count_here(self) -> None:
+        self.bench.tell(ev.LocalCount(1, len(self.board.coils.get(1, []))))
+
+    def ask(self) -> None:
+        """A visitor comes, a minute after the last one."""
+        for effect in self.bench.passes(60).tell(ev.SlotChosen(1)):
+            if isinstance(effect, ef.RunMotor):
+                turn = self.board.turn(effect.slot, effect.board_sequence)
+                ended = ev.VendEnded(effect.board_sequence, turn.result, turn.duration_ms, self.board.life_count)
+                self.bench.tell(ended)
