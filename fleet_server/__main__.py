@@ -272,6 +272,26 @@ def demo(
         raise typer.Exit(show.run(show.Options(days, seed_, speed, port, data_dir, exit_, as_json)))
 
 
+@cli.command()
+def simulate(
+    names: Annotated[list[str], typer.Argument(help="scenario files, or names: python -m simulator list")],
+    over: Annotated[str, typer.Option(help="process: everything in one; broker: a real broker and server")] = "process",
+    seed_: Annotated[int | None, typer.Option("--seed", help="instead of the file's")] = None,
+    seeds: Annotated[int, typer.Option(help="play so many seeds, from the first on")] = 1,
+    days: Annotated[float | None, typer.Option(help="instead of the file's")] = None,
+    junit: Annotated[Path | None, typer.Option(help="write JUnit XML")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON")] = False,
+) -> None:
+    """Play scenarios against a server of their own, and judge what they expect: a check for CI."""
+    from fleet_server import simulate as launcher
+
+    given = {"--seed": seed_, "--seeds": seeds, "--days": days, "--junit": junit}
+    arguments = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    with told():
+        options = launcher.Options(names, launcher.over(over), [*arguments, *(["--json"] if as_json else [])])
+        raise typer.Exit(launcher.run(options))
+
+
 def main() -> None:
     """Run the command line."""
     cli()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from alembic import command
 from alembic.config import Config
@@ -21,6 +22,8 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailableError",
     "SchemaError",
+    "copy_database",
+    "drop_database",
     "is_disconnect",
     "is_migrated",
     "known_revisions",
@@ -202,6 +205,33 @@ def _make_application_role(connection: Connection) -> bool:
         if not isinstance(error.orig, DuplicateObject | UniqueViolation):
             raise
     return True
+
+
+def copy_database(url: str, name: str) -> str:
+    """Make a database as a copy of that of `url`, whose user may do that and which nobody uses; returns the URL of the copy."""
+    parts = urlsplit(url)
+    with _maintenance(url) as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{parts.path[1:]}"'))
+    return parts._replace(path=f"/{name}").geturl()
+
+
+def drop_database(url: str) -> None:
+    """Throw the database of `url` away, whoever uses it."""
+    with _maintenance(url) as connection:
+        connection.execute(text(f'DROP DATABASE "{urlsplit(url).path[1:]}" WITH (FORCE)'))
+
+
+@contextmanager
+def _maintenance(url: str) -> Iterator[Connection]:
+    """Databases are made and dropped from another one, outside of transactions."""
+    engine = create_engine(_psycopg(urlsplit(url)._replace(path="/postgres").geturl()), isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except OperationalError as error:
+        raise DatabaseUnavailableError(_unavailable(engine, error)) from None
+    finally:
+        engine.dispose()
 
 
 def unnest_insert(

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,9 +26,8 @@ from fleet_server.errors import InputError
 from fleet_server.jobs.store import write_clock
 from fleet_server.ledger.audit import audit
 from fleet_server.seed import DEPOT, seed
+from fleet_server.server_process import ServerProcess, stop
 
-START_DELAY_S_MAX: Final = 30
-STOP_DELAY_S_MAX: Final = 20
 RESTARTS_MAX: Final = 20
 LOOK_EVERY_S: Final = 0.3
 SPEED_MAX: Final = 10_000
@@ -81,8 +79,7 @@ class Demo:
         self._directory = options.data_dir.resolve()
         self._began_s = time.monotonic()
         self._parts: tuple[EmbeddedPostgres | EmbeddedBroker, ...] = ()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._environment: dict[str, str] = {}
+        self._server: ServerProcess | None = None
         self._restarts = 0
 
     def run(self) -> int:
@@ -105,13 +102,16 @@ class Demo:
             database_url = database.application_url
             migrate(database.url)
             is_new = self._prepare(database_url)
-            self._start_server(database_url, address)
+            self._server = ServerProcess(self._directory, database_url, address, self._options.port)
+            self._server.start()
+            self._server.await_ready()
             self._parts = (postgres, broker)
             if is_new or options.exit:
                 self._play(address, options.days if is_new else 0)
             return self._report(database_url) if options.exit else self._live(address)
         finally:
-            _stop(self._server)
+            if self._server is not None:
+                self._server.stop()
             broker.stop()
             postgres.stop()
 
@@ -135,9 +135,9 @@ class Demo:
                 self._note_restart(part.name)
                 part.stop()
                 part.start()
-        if self._server is not None and self._server.poll() is not None:
+        if self._server is not None and self._server.ended:
             self._note_restart("server")
-            self._server = self._spawn_server()
+            self._server.start()
 
     def _note_restart(self, name: str) -> None:
         self._restarts += 1
@@ -171,48 +171,9 @@ class Demo:
         passwords: dict[str, str] = json.loads(path.read_text())
         return passwords
 
-    def _start_server(self, database_url: str, broker: BrokerAddress) -> None:
-        password_file = self._directory / "broker-password"
-        password_file.touch(mode=0o600)
-        password_file.write_text(broker.users["server"])
-        settings = {
-            "DATABASE_URL": database_url,
-            "BROKER_URL": f"mqtt://{broker.host}:{broker.port}",
-            "BROKER_USERNAME": "server",
-            "BROKER_PASSWORD_FILE": str(password_file),
-            "PORT": str(self._options.port),
-            "PRODUCTION": "false",
-            "COOKIE_SECURE": "false",
-        }
-        self._environment = os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
-        self._server = self._spawn_server()
-        self._await_ready(self._server)
-
-    def _spawn_server(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "fleet_server", "serve"]
-        with (self._directory / "server.log").open("ab") as log:
-            return subprocess.Popen(command, env=self._environment, stderr=log, start_new_session=True)
-
     @property
     def _url(self) -> str:
         return f"http://127.0.0.1:{self._options.port}"
-
-    def _await_ready(self, server: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + START_DELAY_S_MAX
-        while time.monotonic() < deadline:
-            if server.poll() is not None:
-                lines = (self._directory / "server.log").read_text().strip().splitlines()
-                raise InputError(
-                    "port", self._options.port, f"a server that starts; it said: {lines[-1] if lines else ''}"
-                )
-            try:
-                with urllib.request.urlopen(f"{self._url}/readyz", timeout=2):  # noqa: S310 - our own address
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise InputError(
-            "server", self._url, f"ready within {START_DELAY_S_MAX} s; see {self._directory / 'server.log'}"
-        )
 
     # ------------------------------------------------------------ the simulator
 
@@ -241,7 +202,7 @@ class Demo:
                     self._look_after()
                     time.sleep(LOOK_EVERY_S)
             finally:
-                _stop(simulator)
+                stop(simulator)
         if code != 0:
             raise InputError("history", f"exit code {code}", "a history whose books agree; see the lines above")
 
@@ -285,7 +246,7 @@ class Demo:
         else:
             return 1
         finally:
-            _stop(simulator)
+            stop(simulator)
 
     def _post_live(self) -> None:
         """Let the server's clock run on from where the history ended."""
@@ -298,15 +259,3 @@ class Demo:
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own address
             value: dict[str, Any] = json.load(answer)
             return value
-
-
-def _stop(process: "subprocess.Popen[bytes] | None") -> None:
-    """Ask, wait, and then insist."""
-    if process is None or process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(STOP_DELAY_S_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -1,7 +1,7 @@
 """What a new server begins with: products, the 42 illustrative sites with their planogram, and a stocked depot."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from importlib.resources import files
 from typing import Final
@@ -66,6 +66,11 @@ def seed(
         fleet.add_slots(connection, dispenser.id, slots)
     _stock_depot(connection, now, demo=demo)
     tell_desired(connection, None, now)
+
+
+def known_sites(only: Collection[str]) -> list[dict[str, str]]:
+    """Return the rows of these of the 42 sites, for `seed`."""
+    return [row for row in _rows("sites.csv") if row["id"] in only]
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:

@@ -94,7 +94,7 @@ class Crew:
         if order["state"] == "released":
             self._pick(order, van)
         for stop in order["stops"]:
-            if stop["state"] in {"closed", "skipped"}:
+            if stop["state"] in {"closed", "skipped"} or stop["dispenser_id"] not in self._machines:
                 continue
             yield draw.randrange(8, 20) * MINUTE_MS
             yield from self._visit(work_order_id, stop, van)

@@ -315,8 +315,8 @@ class StandIn:
 
 
 def connect(options: Mapping[str, str]) -> StandIn:
-    """Make a stand-in for one run; it takes no options but the moment at which the run begins."""
-    unknown = sorted(set(options) - {"begins"})
+    """Make a stand-in for one run; it takes no options but when that begins, and with whom."""
+    unknown = sorted(set(options) - {"begins", "dispensers"})
     if unknown:
         raise ValueError(f"--in-process-option {unknown[0]}: expected none with the stand-in")
     return StandIn()

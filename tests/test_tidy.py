@@ -38,7 +38,7 @@ PACKAGES = {
 # Each feature sees only those before it.
 FEATURES = ["devices", "faults", "ledger", "access", "demand", "workorders", "planning", "alerts", "reports"]
 # What stands above the features: they never look up.
-ABOVE_FEATURES = {"web", "ingest", "jobs", "recovery", "app", "auth", "__main__", "demo"}
+ABOVE_FEATURES = {"web", "ingest", "jobs", "recovery", "app", "auth", "__main__", "demo", "simulate"}
 # Where each library may be imported, as glob patterns; everywhere else is pure.
 DOORS = {
     "sqlalchemy": (
@@ -68,6 +68,7 @@ ENTRY_POINTS = (
     "fleet_server/embedded.py",
     "fleet_server/child_process.py",  # The part of embedded.py that waits for child processes.
     "fleet_server/demo.py",
+    "fleet_server/server_process.py",
     "device_agent/runtime.py",
     "simulator/real_time.py",
     "simulator/mqtt.py",

@@ -16,13 +16,14 @@ from rich.table import Table
 from simulator.bridges import InProcessBridge, open_in_process
 from simulator.connecting import CANNOT_BEGIN, ROLES, Connection, add_arguments, connected, passwords_of
 from simulator.fleet import People
+from simulator.mqtt import MqttBridge
 from simulator.parameters import Parameters
 from simulator.progress import shown
 from simulator.scenarios import outcome as oc
 from simulator.scenarios.form import Scenario
 from simulator.scenarios.playing import Stage, play
 from simulator.scenarios.reading import ScenarioError, load, shipped
-from simulator.server_api import ServerApi, ServerError
+from simulator.server_api import HttpTransport, ServerApi, ServerError, Transport
 
 BAD_INPUT: Final = 2
 COMMANDS: Final = ("scenario", "list", "check", "schema", "parameters")
@@ -46,6 +47,11 @@ def add_parsers(commands: Any) -> None:
     run.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
     run.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     run.add_argument("--replay-as", default="python -m simulator scenario", help=argparse.SUPPRESS)
+    run.add_argument(
+        "--served",
+        metavar="MODULE:FACTORY",
+        help="makes a new server over a broker for every run; takes --in-process-option",
+    )
     add_arguments(run, password_required=False)
     commands.add_parser("list", help="list the shipped scenarios")
     check = commands.add_parser("check", help="validate scenario files, without playing them")
@@ -105,7 +111,7 @@ def _play(options: argparse.Namespace) -> int:
     runs = [
         (it, name, it.seed + n) for name, it in zip(options.names, scenarios, strict=True) for n in range(options.seeds)
     ]
-    if len(runs) > 1 and not options.in_process:
+    if len(runs) > 1 and not (options.in_process or options.served):
         raise InputError("--server: expected one scenario and one seed, for a server has one history")
     console = Console(stderr=options.json)
     outcomes = []
@@ -129,8 +135,9 @@ def _play(options: argparse.Namespace) -> int:
 
 @contextmanager
 def stage(options: argparse.Namespace, scenario: Scenario) -> Iterator[Stage]:
-    """Connect to the server that the options name; one in this process is made anew for every run."""
-    if not options.in_process:
+    """Connect to the server that the options name; a factory makes a new one for every run."""
+    factory = options.in_process or options.served
+    if factory is None:
         if not options.server or options.password_file is None:
             raise InputError(NO_SERVER)
         with connected(options) as connection:
@@ -138,14 +145,28 @@ def stage(options: argparse.Namespace, scenario: Scenario) -> Iterator[Stage]:
         return
     pairs = (option.partition("=") for option in options.in_process_option)
     begins = datetime.fromtimestamp(scenario.start_ms / 1000, UTC).isoformat()
-    server = open_in_process(options.in_process, {"begins": begins, **{name: value for name, _, value in pairs}})
-    passwords = dict.fromkeys(ROLES, "") if options.password_file is None else passwords_of(options.password_file)
-    people = People(*(ServerApi(server.request, role, passwords[role], options.patience) for role in ROLES))
+    history = {"begins": begins, "dispensers": ",".join(scenario.dispensers())}
+    made: Any = open_in_process(factory, {**history, **{name: value for name, _, value in pairs}})
     try:
-        ledger = getattr(server, "keeps_ledger", True)
-        yield Stage(Connection(InProcessBridge(server), people), ledger, options.patience)
+        if options.in_process:
+            connection = Connection(InProcessBridge(made), _people(options, made.request))
+            yield Stage(connection, getattr(made, "keeps_ledger", True), options.patience)
+            return
+        bridge = MqttBridge(made.broker_url)
+        bridge.start()
+        try:
+            yield Stage(
+                Connection(bridge, _people(options, HttpTransport(made.server_url))), patience_s=options.patience
+            )
+        finally:
+            bridge.stop()
     finally:
-        server.close()
+        made.close()
+
+
+def _people(options: argparse.Namespace, transport: Transport) -> People:
+    passwords = dict.fromkeys(ROLES, "") if options.password_file is None else passwords_of(options.password_file)
+    return People(*(ServerApi(transport, role, passwords[role], options.patience) for role in ROLES))
 
 
 def _replay(options: argparse.Namespace, name: str, seed: int) -> str:
