@@ -1,7 +1,7 @@
 """What a new server begins with: products, the 42 illustrative sites with their planogram, and a stocked depot."""
 
 import csv
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from importlib.resources import files
 from typing import Final
@@ -68,9 +68,11 @@ def seed(
     tell_desired(connection, None, now)
 
 
-def known_sites(only: Collection[str]) -> list[dict[str, str]]:
-    """Return the rows of these of the 42 sites, for `seed`."""
-    return [row for row in _rows("sites.csv") if row["id"] in only]
+def rows_of(dispenser_ids: Sequence[str]) -> list[dict[str, str]]:
+    """Return a row for each of these machines, for `seed`; whoever is none of the 42 stands where one of them does."""
+    rows = list(_rows("sites.csv"))
+    known = {row["id"]: row for row in rows}
+    return [known.get(it) or {**rows[place % len(rows)], "id": it} for place, it in enumerate(dispenser_ids)]
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:

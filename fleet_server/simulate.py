@@ -25,7 +25,7 @@ from fleet_server.database import Database, copy_database, drop_database, migrat
 from fleet_server.embedded import EmbeddedBroker, EmbeddedError, EmbeddedPostgres
 from fleet_server.errors import InputError
 from fleet_server.in_process import InProcessServer
-from fleet_server.seed import DEPOT, known_sites, seed
+from fleet_server.seed import DEPOT, rows_of, seed
 from fleet_server.server_process import ServerProcess
 
 PEOPLE: Final = {"administrator": None, "dispatcher": None, "restocker": DEPOT}
@@ -109,7 +109,11 @@ class _Run:
         self.database_url = urlsplit(urls["application"])._replace(path=path).geturl()
         database = Database(self.database_url)
         with database.begin() as connection:
-            seed(connection, datetime.fromisoformat(options["begins"]), site_rows=known_sites(options["dispensers"].split(",")))
+            seed(
+                connection,
+                datetime.fromisoformat(options["begins"]),
+                site_rows=rows_of(options["dispensers"].split(",")),
+            )
         database.close()
 
     def drop(self) -> None:

@@ -27,6 +27,8 @@ class Tally:
     visits: Counter[str] = field(default_factory=Counter)
     streams: set[str] = field(default_factory=set)
     resent: int = 0
+    untold: int = 0
+    """Packs that fell, and of which only a lost card knew."""
     backlog_max: int = 0
     offline_ms_max: int = 0
     catch_up_ms_max: int = 0

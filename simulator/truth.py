@@ -66,6 +66,7 @@ class Truth:
     def note(self, slot: int, cause: str, difference: int) -> None:
         """Note packs that are physically there beyond what the ledger can know (negative: missing)."""
         self.unobserved.setdefault(slot, Counter())[cause] += difference
+        self.tally.untold += -difference if cause == "untold" else 0
 
     def counted(self, slot: int, error: int) -> None:
         """A count puts the ledger to what was entered: all former differences of the slot are gone but its own error."""

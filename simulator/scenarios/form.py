@@ -14,7 +14,7 @@ from simulator.scenarios import expectations, quantities
 from simulator.scenarios.codes import MACHINE_CODES
 from simulator.scenarios.quantities import Moment, Rate
 from simulator.scenarios.words import unknown
-from simulator.world import DAY_MS, LOCAL, sites
+from simulator.world import DAY_MS, LOCAL, Site, sites
 
 DAYS_MAX: Final = 3_660
 GENERATED_MAX: Final = 50_000
@@ -256,13 +256,16 @@ class Scenario(Form):
         """When it ends."""
         return self.start_ms + round(self.days * DAY_MS)
 
-    def dispensers(self) -> list[str]:
-        """Return the ids of the machines that take part. Past the 42 sites they are made up."""
-        known = [site.dispenser_id for site in sites()]
-        chosen = self.fleet.sites
+    def sites(self) -> list[Site]:
+        """Return the sites that take part: some of the 42, or more that are made from them."""
+        chosen, known = self.fleet.sites, sites()
         if isinstance(chosen, tuple):
-            return [dispenser_id for dispenser_id in known if dispenser_id in chosen]
-        return known[:chosen]
+            return [site for site in known if site.dispenser_id in chosen]
+        return known[:chosen] if chosen is None or chosen <= len(known) else sites(chosen)
+
+    def dispensers(self) -> list[str]:
+        """Return the ids of the machines that take part."""
+        return [site.dispenser_id for site in self.sites()]
 
 
 def keys_at(loc: Loc) -> list[str]:

@@ -49,6 +49,7 @@ def _of_machine(machine: SimulatedMachine) -> dict[str, float]:
         **_family("lost_access", lost),
         "serving": access.ms[SERVING],
         **_family("facts", tally.kinds),
+        "untold": tally.untold,
         "streams": len(tally.streams),
         "resent": tally.resent,
         "backlog": tally.backlog_max,

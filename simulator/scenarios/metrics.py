@@ -30,7 +30,10 @@ class Metric:
     has_sum: bool = True
 
 
-CAUSES: Final = ("empty", "jam", "power", "door", "storage", "expired", "blocked_lot", "disabled", "unplanned")
+CAUSES: Final = (
+    "empty", "jam", "power", "door", "storage", "expired", "blocked_lot", "disabled", "unplanned", "site_closed", "stolen",
+    "controller", "drop_sensor",
+)  # fmt: skip
 """What a machine could not serve for."""
 UNOBSERVABLE: Final = (
     "double_drop", "fell_unseen", "did_not_fall", "in_doubt", "theft", "miscount", "refill_misentered", "untold",
@@ -62,6 +65,7 @@ METRICS: Final = {
         Metric("recalled_dispensed", Unit.PACKS, "packs of a recalled lot that fell after the machine knew"),
         # The stream of facts.
         Metric("facts", Unit.NUMBER, "facts, by kind", members=FACT_KINDS),
+        Metric("untold", Unit.PACKS, "packs that fell and of which only a lost card knew"),
         Metric("streams", Unit.NUMBER, "streams of facts: one a machine, one more for each new card"),
         Metric("resent", Unit.NUMBER, "facts that were sent again"),
         Metric("backlog", Unit.NUMBER, "the most facts that one machine had waiting"),

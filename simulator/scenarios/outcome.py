@@ -61,8 +61,9 @@ VERDICTS = {True: "[green]holds[/]", False: "[bold red]FAILS[/]", None: "[yellow
 
 def print_table(outcome: Outcome, console: Console) -> None:
     """Show every expectation beside what was measured."""
-    title = f"{outcome.name}  seed {outcome.seed}  {outcome.days:g} days  {outcome.dispensers} dispensers  {outcome.facts} facts"
-    table = Table(title=f"{title}  {outcome.seconds:.1f} s", title_justify="left", title_style="bold")
+    of = f"seed {outcome.seed}, {outcome.days:g} days, {outcome.dispensers} dispensers, {outcome.facts} facts"
+    console.print(f"[bold]{outcome.name}[/]: {of}, {outcome.seconds:.1f} s", soft_wrap=True, highlight=False)
+    table = Table()
     for column in ("expected", "measured", ""):
         table.add_column(column, overflow="fold")
     for one in outcome.judged:

@@ -15,7 +15,7 @@ from simulator.scenarios.form import BrokerOutage, Event, LotRecall, Miscount, S
 from simulator.scenarios.measuring import measured
 from simulator.scenarios.outcome import Outcome
 from simulator.scenarios.rounds import plan_rounds
-from simulator.world import World, sites
+from simulator.world import World
 
 RECALL = "recalled (scenario)"
 
@@ -33,8 +33,7 @@ def play(scenario: Scenario, seed: int, stage: Stage, report: Callable[[Progress
     """Play to the end and judge; raises ServerError where the server cannot play this history."""
     began_s = monotonic()
     world = World(seed, injections.overrides(scenario))
-    here = set(scenario.dispensers())
-    chosen = [site for site in sites() if site.dispenser_id in here]
+    chosen = scenario.sites()
     people = stage.connection.people
     fleet = Fleet(world, chosen, stage.connection.bridge, people, scenario.start_ms)
     try:
