@@ -11,7 +11,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -51,6 +51,10 @@ from protocol.messages import (
 from protocol.topics import Channel, parse, topic
 
 ORDER_LIVES_MS: Final = 86_400_000
+PLANOGRAM: Final = ("CONDOM-M", "CONDOM-M", "CONDOM-L", "CONDOM-S")
+CAPACITY: Final = 12
+LOT: Final = "STANDIN-1"
+LOT_LASTS: Final = timedelta(days=3 * 365)
 _ORDER: Final[TypeAdapter[Order]] = TypeAdapter(Order)
 
 Arrived = tuple[str, bytes]
@@ -147,6 +151,12 @@ class StandIn:
         self._send(dispenser_id, Channel.DESIRED, encode(peer.desired))
         return peer.desired
 
+    def desire_usual(self, dispenser_id: str, today: date, products: Sequence[str] = PLANOGRAM) -> None:
+        """Give a dispenser a planogram with one good lot of each product."""
+        slots = [SlotPlan(slot=n, product=product, capacity=CAPACITY) for n, product in enumerate(products, 1)]
+        lots = [LotInfo(lot=LOT, product=it, expires_on=today + LOT_LASTS) for it in dict.fromkeys(products)]
+        self.desire(dispenser_id, slots, lots)
+
     def tell_books(self, dispenser_id: str, slots: Mapping[int, Sequence[tuple[str, int]]]) -> None:
         """Tell a dispenser the queues (lot, packs) of its slots, as of the last fact that was heard."""
         peer = self.peers[dispenser_id]
@@ -192,7 +202,7 @@ class StandIn:
     def request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - a port
         """Answer the few requests that a simulation cannot do without."""
         answers: dict[tuple[str, str], Any] = {
-            ("POST", "/api/v1/sign-in"): {"token": "stand-in", "role": "administrator"},
+            ("POST", "/api/v1/sign-in"): {"token": "stand-in", "role": "administrator", "epoch": self.epoch},
             ("GET", "/api/v1/plans"): {"items": []},
             ("GET", "/api/v1/work-orders"): {"items": []},
             ("GET", "/readyz"): {},
@@ -319,4 +329,8 @@ def connect(options: Mapping[str, str]) -> StandIn:
     unknown = sorted(set(options) - {"begins", "dispensers"})
     if unknown:
         raise ValueError(f"--in-process-option {unknown[0]}: expected none with the stand-in")
-    return StandIn()
+    stand_in = StandIn()
+    today = datetime.fromisoformat(options["begins"]).date()
+    for dispenser_id in options["dispensers"].split(","):
+        stand_in.desire_usual(dispenser_id, today)
+    return stand_in

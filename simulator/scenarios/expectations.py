@@ -112,11 +112,12 @@ def judge(expectation: Expectation, figures: Figures) -> Judged:
     if expectation.is_audit:
         clean = figures.audit_clean
         found = "not audited" if clean is None else "clean" if clean else _told(figures.audit_found)
-        return Judged(expectation, found, clean is True)
+        return Judged(expectation, found, clean)
     of = figures.fleet if expectation.dispenser is None else figures.dispensers.get(expectation.dispenser, {})
     value = of.get(expectation.metric)
     if value is None:
-        return Judged(expectation, "not measured", held=False)
+        needs_server = figures.audit_clean is None and METRICS[expectation.metric.split(".", maxsplit=1)[0]].of_ledger
+        return Judged(expectation, "not measured", held=None if needs_server else False)
     difference = value - expectation.value
     held = OPERATORS[expectation.operator](0.0 if abs(difference) < NEAR else difference, 0.0)
     return Judged(expectation, _shown(value, expectation), held)

@@ -49,6 +49,7 @@ def _of_machine(machine: SimulatedMachine) -> dict[str, float]:
         **_family("lost_access", lost),
         "serving": access.ms[SERVING],
         **_family("facts", tally.kinds),
+        **_unobservable(machine),
         "untold": tally.untold,
         "streams": len(tally.streams),
         "resent": tally.resent,
@@ -102,10 +103,9 @@ def _of_ledger(fleet: Fleet, server: ServerApi, figures: Figures) -> None:
     figures.audit_found = [str(residual) for residual in findings.residuals] + list(of_ledger["differences"])
     figures.audit_clean = not figures.audit_found
     faults = _faults(server)
-    for dispenser_id, machine in fleet.machines.items():
+    for dispenser_id in fleet.machines:
         figures.dispensers[dispenser_id] |= {
             **_residual(findings, dispenser_id),
-            **_unobservable(machine),
             "count_difference": _counted_away(server, dispenser_id),
             **_family("faults", {code: faults[dispenser_id, code] for code in FAULT_CODES}),
         }

@@ -27,7 +27,8 @@ class Metric:
     about: str
     by_dispenser: bool = True
     members: tuple[str, ...] = ()
-    has_sum: bool = True
+    of_ledger: bool = False
+    """Whether only a server that keeps a ledger can tell."""
 
 
 CAUSES: Final = (
@@ -58,10 +59,19 @@ METRICS: Final = {
         Metric("quietest_day", Unit.NUMBER, "requests of the day with the fewest", by_dispenser=False),
         Metric("temperature", Unit.CELSIUS, "the highest in a cabinet"),
         # What is physically there, against the server's ledger.
-        Metric("residual", Unit.PACKS, "packs that neither the ledger nor the list of unobservable causes explains"),
-        Metric("unobservable", Unit.PACKS, "packs moved by what no machine can see, by cause", members=UNOBSERVABLE),
-        Metric("ledger_difference", Unit.PACKS, "packs that the ledger has too many or too few, all slots together"),
-        Metric("count_difference", Unit.PACKS, "packs that counts have found too many or too few"),
+        Metric(
+            "residual",
+            Unit.PACKS,
+            "packs that neither the ledger nor the list of unobservable causes explains",
+            of_ledger=True,
+        ),
+        Metric(
+            "unobservable",
+            Unit.PACKS,
+            "packs moved by what no machine can see, by cause",
+            members=UNOBSERVABLE,
+        ),
+        Metric("count_difference", Unit.PACKS, "packs that counts have found too many or too few", of_ledger=True),
         Metric("recalled_dispensed", Unit.PACKS, "packs of a recalled lot that fell after the machine knew"),
         # The stream of facts.
         Metric("facts", Unit.NUMBER, "facts, by kind", members=FACT_KINDS),
@@ -71,7 +81,9 @@ METRICS: Final = {
         Metric("backlog", Unit.NUMBER, "the most facts that one machine had waiting"),
         Metric("offline", Unit.TIME, "the longest time a machine was without a network"),
         Metric("caught_up_within", Unit.TIME, "the longest time from a healed connection to an empty backlog"),
-        Metric("faults", Unit.NUMBER, "faults that the server has opened, by code", members=FAULT_CODES),
+        Metric(
+            "faults", Unit.NUMBER, "faults that the server has opened, by code", members=FAULT_CODES, of_ledger=True
+        ),
         # People, and what they ask of machines.
         Metric("orders", Unit.NUMBER, "orders that reached a machine", members=("run", "twice", "late")),
         Metric("visits", Unit.NUMBER, "visits of restockers", members=("offline",)),
