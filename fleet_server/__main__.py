@@ -53,6 +53,7 @@ def serve(
         settings = st.load(config, roles=chosen, host=host, port=port)
         logs.configure()
         _prepare_schema(settings)
+        _warn_of_rights(settings)
         listening = _listen(settings.host, settings.port)
         app = create_app(settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
@@ -90,6 +91,15 @@ def _prepare_schema(settings: st.Settings) -> None:
     """Migrate only what is out of date: the application's own login may not, and need not."""
     if not is_migrated(settings.database_url):
         migrate(settings.migration_url or settings.database_url)
+
+
+def _warn_of_rights(settings: st.Settings) -> None:
+    import structlog
+
+    database = Database(settings.database_url)
+    if not database.is_restricted():
+        structlog.get_logger().warning("the database login could rewrite the ledger: see docs/operating.md")
+    database.close()
 
 
 @cli.command()

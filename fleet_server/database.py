@@ -71,6 +71,8 @@ class Database:
             max_overflow=10,
             pool_pre_ping=True,
             connect_args={"options": options, "connect_timeout": 5},
+            # An error that is logged names the statement, not what was to be stored.
+            hide_parameters=True,
             # Verdicts such as "repeated" read how many rows an INSERT wrote; without this it is -1.
             execution_options={"preserve_rowcount": True},
         )

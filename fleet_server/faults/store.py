@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select
+from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select, text
 
 from fleet_server.database import Connection, metadata, unnest_insert
 from fleet_server.devices.store import MOMENT
@@ -126,3 +126,9 @@ def open_faults(connection: Connection, dispenser_ids: Sequence[str] | None = No
     if dispenser_ids is not None:
         query = query.where(faults.c.dispenser_id.in_(dispenser_ids))
     return [OpenFault(**row) for row in connection.execute(query.order_by(faults.c.opened_at, faults.c.id)).mappings()]
+
+
+def count_open(connection: Connection) -> dict[str, int]:
+    """Return how many faults of each code are open."""
+    query = text("SELECT code, count(*) AS faults FROM faults WHERE cleared_at IS NULL GROUP BY code ORDER BY code")
+    return {row.code: row.faults for row in connection.execute(query)}

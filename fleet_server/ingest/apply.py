@@ -10,6 +10,7 @@ from fleet_server.devices.machines import Cursor, StoredFact
 from fleet_server.faults.store import FaultChange
 from fleet_server.ingest.effects import consequences
 from fleet_server.ingest.times import Last, corrected, wall
+from fleet_server.ingest.trouble import Trouble
 from fleet_server.ingest.verdicts import Applies, Beyond, Forked, Misframed, judge
 from fleet_server.ingest.writing import Gathered, write
 from fleet_server.ledger.booking import COUNT_DUE
@@ -49,6 +50,7 @@ class Tally:
     forks: int = 0
     quarantined: int = 0
     dead_letters: int = 0
+    troubles: list[Trouble] = field(default_factory=list)
 
 
 @dataclass
@@ -152,6 +154,7 @@ class Transaction:
                 return self._reply(cursor, header.sent_at_ms, now, Ack, quarantined=quarantined)
             case Beyond():
                 self.tally.gaps += 1
+                self._note("gap", *key, cursor.through_seq + 1, header.first_seq - cursor.through_seq - 1)
                 return self._reply(cursor, header.sent_at_ms, now, Gap)
             case Misframed(reason):
                 return self._reply(cursor, header.sent_at_ms, now, Nack, reason=reason)
@@ -189,6 +192,7 @@ class Transaction:
             bytes.fromhex(batch.header.prev_digest),
         )
         place = (cursor.dispenser_id, cursor.stream_no)
+        self._note("facts lost", *place, first, last - first + 1)
         gap_store.keep_gap(self._connection, gap_store.StreamGap(*place, first, last, digest, now))
         detail = f"facts {first} to {last} of stream {cursor.stream_no} are neither here nor on the machine any more"
         for code in (STREAM_GAP, COUNT_DUE):
@@ -248,9 +252,14 @@ class Transaction:
         detail = f"fact {place[2]}: {reason}"[:200]
         self._gathered.faults.append(FaultChange(place[0], FACT_QUARANTINED, opened=True, at=now, detail=detail))
         self.tally.quarantined += 1
+        self._note("fact quarantined", *place)
+
+    def _note(self, what: str, dispenser_id: str, stream_no: int, seq: int, facts: int = 1) -> None:
+        self.tally.troubles.append(Trouble(what, dispenser_id, stream_no, seq, facts))
 
     def _fork(self, cursor: Cursor, first_seq: int, lines: tuple[bytes, ...], now: datetime) -> None:
         self.tally.forks += 1
+        self._note("stream forked", cursor.dispenser_id, cursor.stream_no, first_seq, len(lines))
         store.keep_forked(self._connection, cursor.dispenser_id, cursor.stream_no, first_seq, lines, now)
         detail = f"fact {first_seq} of stream {cursor.stream_no} came with another history: a restored card?"
         change = FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=now, detail=detail)

@@ -5,6 +5,7 @@ from time import monotonic
 from prometheus_client import Counter, Gauge
 
 from fleet_server.ingest.apply import Tally
+from fleet_server.ingest.trouble import Teller
 
 __all__ = ["DEAD_LETTERS", "QUEUE", "count", "monotonic"]
 
@@ -17,11 +18,15 @@ DEAD_LETTERS = Counter("fleet_ingest_dead_letters_total", "Messages that could n
 QUEUE = Gauge("fleet_ingest_queue_messages", "Messages that wait for the ingest worker")
 
 
+TELLER = Teller()
+
+
 def count(tally: Tally, dead: int) -> None:
-    """Add what one transaction did."""
+    """Add what one transaction did, and log what went wrong."""
     FACTS.inc(tally.facts)
     DUPLICATES.inc(tally.duplicates)
     GAPS.inc(tally.gaps)
     FORKS.inc(tally.forks)
     QUARANTINED.inc(tally.quarantined)
     DEAD_LETTERS.inc(tally.dead_letters + dead)
+    TELLER.tell(tally.troubles, monotonic())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -70,6 +71,27 @@ def end_run(connection: Connection, job: str, due_at: datetime, now: datetime, e
     connection.execute(
         update(job_runs).where(job_runs.c.job == job, job_runs.c.due_at == due_at).values(ended_at=now, error=error)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRun:
+    """The newest failure of a job, how many there were, and whether it has run well since."""
+
+    job: str
+    failures: int
+    newest_at: datetime
+    error: str
+    over: bool
+
+
+def failed_runs(connection: Connection, since: datetime) -> list[FailedRun]:
+    """Return the jobs that failed since a moment, newest first."""
+    query = text("""
+        SELECT job, count(*) AS failures, max(due_at) AS newest_at, (array_agg(error ORDER BY due_at DESC))[1] AS error,
+               (SELECT error IS NULL FROM job_runs AS newest WHERE newest.job = failed.job AND ended_at IS NOT NULL
+                ORDER BY newest.due_at DESC LIMIT 1) AS over
+        FROM job_runs AS failed WHERE error IS NOT NULL AND due_at >= :since GROUP BY job ORDER BY newest_at DESC""")
+    return [FailedRun(**row) for row in connection.execute(query, {"since": since}).mappings()]
 
 
 @contextmanager

@@ -66,4 +66,5 @@ ACCESS: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/visits/{visit_id}/door"): STAFF,
     ("POST", "/visits/{visit_id}/{step}"): SUPPLY,
     ("GET", "/depot"): STAFF,
+    ("GET", "/health"): frozenset({S, A}),
 }

@@ -21,8 +21,8 @@ from fleet_server.errors import InputError
 from fleet_server.ledger import depot, reading
 from fleet_server.planning import service as planning
 from fleet_server.seed import DEPOT
+from fleet_server.web import health, views, words
 from fleet_server.web import models as m
-from fleet_server.web import views, words
 from fleet_server.web.api import own_order, own_visit, sign_in_person
 from fleet_server.web.context import Now, Parts, SignedIn, Transaction, cookie_name
 from fleet_server.web.i18n import LANGUAGES, catalogue
@@ -163,6 +163,11 @@ def dispenser(
     return page(
         request, "dispenser.html", person, item=item, facts=facts, products=names, soon=soon, now=now, more=more
     )
+
+
+@router.get("/health")
+def health_page(request: Request, person: SignedIn, connection: Transaction, parts: Parts, now: Now) -> Response:
+    return page(request, "health.html", person, health=health.look(connection, parts, now), now=now)
 
 
 # ---------------------------------------------------------------- plan

@@ -6,12 +6,13 @@ from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from fleet_server.database import DatabaseUnavailableError
 from fleet_server.errors import ForbiddenError
 from fleet_server.settings import Settings
 from fleet_server.web.context import Parts, person
+from fleet_server.web.health import exposition
 from fleet_server.web.problems import problem
 
 BODY_BYTES_MAX = 256 * 1024
@@ -41,9 +42,9 @@ def readyz(parts: Parts) -> JSONResponse:
 
 
 @health.get("/metrics", tags=["health"])
-def metrics() -> Response:
-    """Prometheus metrics of this process."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+def metrics(parts: Parts) -> Response:
+    """Prometheus metrics of this process, and of the fleet as the database knows it."""
+    return Response(exposition(parts), media_type=CONTENT_TYPE_LATEST)
 
 
 async def csrf(request: Request) -> None:

@@ -51,6 +51,15 @@ FAULTS = {
     "STORAGE_FULL": N_("local storage full"),
     "VMC_OFFLINE": N_("controller not answering"),
 }
+JOBS = {
+    "watch_expiry": N_("look for expired lots"),
+    "watch_counts": N_("ask for stock counts"),
+    "forget": N_("drop old readings"),
+    "plan": N_("make the day's plan"),
+    "release": N_("release the plan"),
+    "watch": N_("look who is away"),
+}
+CHANNELS = {"orders": N_("orders"), "desired": N_("settings"), "books": N_("stock books")}
 STATES = {
     "proposed": N_("proposed"),
     "released": N_("released"),

@@ -12,6 +12,7 @@ from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine
 from tests.fleet_server.web.orders import released_order
 from tests.fleet_server.web.site import Site
+from tests.fleet_server.web.troubled import trouble_of_every_kind
 
 pytestmark = pytest.mark.browser
 
@@ -119,3 +120,12 @@ def test_every_page_of_every_role_opens_without_an_error(site: Site, sign_in: Op
             assert answer is not None
             assert answer.status == 200, path
             assert fits(page), f"{role} {path}"
+
+
+def test_a_supervisor_sees_what_is_wrong_on_desk_and_phone(site: Site, sign_in: Opener) -> None:
+    trouble_of_every_kind(site.database)
+    for phone in (False, True):
+        page = sign_in("supervisor", phone=phone)
+        page.click("nav a[href='/health']")
+        expect(page.locator("article.trouble")).to_have_count(7)
+        assert fits(page)

@@ -11,9 +11,9 @@ from sqlalchemy import event
 
 from fleet_server.clock import LOCAL
 from fleet_server.database import Connection, Database
-from fleet_server.devices import outgoing_store
+from fleet_server.devices import health_store, outgoing_store
 from fleet_server.devices import store as devices
-from fleet_server.faults.store import open_faults
+from fleet_server.faults.store import count_open, open_faults
 from fleet_server.jobs import store as jobs
 from fleet_server.jobs import work
 from fleet_server.ledger import reading
@@ -53,6 +53,7 @@ INSERT INTO outgoing (dispenser_id, channel, key, payload, created_at, answered_
     SELECT m, 'orders', 'order-' || m || d, '{"kind": "unlock"}', day, day, 'done' FROM days;
 INSERT INTO plans SELECT DISTINCT 'P' || to_char(day, 'YYYYMMDD') || '-1', 'HUANGDAO', day::date, 'released', day, day,
     jsonb_build_object('of', repeat('x', 1000)), '{}'::jsonb FROM days;
+INSERT INTO job_runs SELECT DISTINCT 'plan', day, day, day, 'RuntimeError: planted' FROM days;
 INSERT INTO job_runs SELECT DISTINCT 'watch', day + n * interval '5 minutes', day, day FROM days, generate_series(1, 288) AS n;
 INSERT INTO faults (dispenser_id, slot, code, source, detail, opened_at, cleared_at)
     SELECT m, 1, 'SLOT_JAM', 'machine', '', day, day FROM days;
@@ -95,6 +96,12 @@ REPORTS: Final[dict[str, Callable[[Connection, datetime], Any]]] = {
     "newest books": lambda c, _: outgoing_store.latest_payloads(c, ["HD-001"], Channel.BOOKS),
     "what waits": outgoing_store.due,
     "an order": lambda c, _: outgoing_store.find(c, "order-HD-0013"),
+    "health: machines": lambda c, _: health_store.reporting(c),
+    "health: unreadable": lambda c, _: health_store.quarantined(c),
+    "health: letters": lambda c, now: health_store.dead_letters(c, now - timedelta(days=7)),
+    "health: waiting": lambda c, _: health_store.waiting(c),
+    "health: jobs": lambda c, now: jobs.failed_runs(c, now - timedelta(days=7)),
+    "health: faults": lambda c, _: count_open(c),
     "last runs": lambda c, _: jobs.last_due(c, ["watch", "plan"]),
 }
 
@@ -163,5 +170,5 @@ def test_what_expires_goes_and_the_rest_stays(machines: Database, owner_url: str
             " (SELECT count(*) FROM dead_letters), (SELECT count(*) FROM job_runs)"
         ).one()
         after = connection.exec_driver_sql("SELECT count(*) FROM facts UNION SELECT count(*) FROM movements").all()
-    assert tuple(found) == (5 * 24 * MACHINES, now - timedelta(days=5), 7 * MACHINES, FIRST_DAYS * 288)
+    assert tuple(found) == (5 * 24 * MACHINES, now - timedelta(days=5), 7 * MACHINES, FIRST_DAYS * 289)
     assert after == before
