@@ -31,7 +31,9 @@ def create_app(settings: Settings) -> FastAPI:
         ca_file = str(settings.broker_ca_file) if settings.broker_ca_file else None
         password = settings.broker_password()
         address = parse_address(settings.broker_url, settings.broker_username, password, ca_file)
-        parts.ingest = ingest = IngestService(database, clock, address, lambda: clock.state().mode == "played")
+        parts.ingest = ingest = IngestService(
+            database, clock, address, lambda: clock.state().mode == "played", settings.broker_share
+        )
     scheduler = Scheduler(database, clock, jobs) if "jobs" in settings.roles else None
 
     @asynccontextmanager

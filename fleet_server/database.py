@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 MIGRATION_LOCK: Final = 0x64697370
+
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 DatabaseError = DBAPIError
 """What the database or the way to it refuses."""
@@ -234,6 +239,34 @@ def _maintenance(url: str) -> Iterator[Connection]:
         raise DatabaseUnavailableError(_unavailable(engine, error)) from None
     finally:
         engine.dispose()
+
+
+def copy_rows(connection: Connection, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
+    """Append many rows by COPY: `columns` maps names to PostgreSQL types, and times are given as `moment` makes them.
+
+    Half the cost of any INSERT, on both sides. A key that exists already raises, and so does a row that breaks a rule.
+    """
+    if not rows:
+        return
+    statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)"
+    raw = connection.connection.driver_connection
+    assert raw is not None  # noqa: S101 - it is one while the connection is open
+    try:
+        with raw.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(["int8" if kind == "timestamptz" else kind for kind in columns.values()])
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        if raw.closed:
+            connection.invalidate()
+        raise DBAPIError.instance(
+            statement, None, error, psycopg.Error, connection_invalidated=raw.closed, dialect=connection.dialect
+        ) from error
+
+
+def moment(at: datetime) -> int:
+    """Return a time as PostgreSQL keeps it, for `copy_rows`: microseconds since 2000."""
+    return (at - _EPOCH) // _MICROSECOND
 
 
 def unnest_insert(

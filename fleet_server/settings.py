@@ -23,6 +23,11 @@ class Settings(BaseSettings):
     broker_username: str | None = None
     broker_password_file: Path | None = None
     broker_ca_file: Path | None = None
+    broker_share: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="name of the group of ingest workers among whom the broker deals out messages ($share/NAME/...)",
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65_535)
     roles: tuple[Role, ...] = ("web", "ingest", "jobs")

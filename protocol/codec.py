@@ -13,6 +13,9 @@ from protocol.versions import BATCH_BYTES_MAX, BATCH_FACTS_MAX, FACT_BYTES_MAX, 
 HEADER_BYTES_MAX: Final = 304
 """Above the longest header of version 1: every id and number at its longest."""
 
+NUL: Final = b"\\u0000"
+"""JSON may name this character, and no database keeps it in a text."""
+
 M = TypeVar("M", bound=BaseModel)
 U = TypeVar("U")
 
@@ -70,6 +73,8 @@ def encode_fact(fact: Fact) -> bytes:
 
 def decode_fact(line: bytes) -> Fact:
     """Read one fact; raises SchemaError."""
+    if NUL in line:
+        raise SchemaError("fact with a NUL character: expected text that can be stored")
     try:
         return _FACT.validate_json(line)
     except ValidationError as error:
@@ -127,10 +132,17 @@ def decode_batch(payload: bytes) -> Batch:
 # ---------------------------------------------------------------- everything else
 
 
+def _no_nul(name: str, payload: bytes) -> None:
+    if NUL in payload:
+        msg = f"{name} with a NUL character: expected text that can be stored"
+        raise CodecError(msg)
+
+
 def _decode(model: type[M], payload: bytes) -> M:
     if len(payload) > MESSAGE_BYTES_MAX:
         msg = f"{model.__name__.lower()} of {len(payload)} bytes: expected at most {MESSAGE_BYTES_MAX}"
         raise CodecError(msg)
+    _no_nul(model.__name__.lower(), payload)
     try:
         return model.model_validate_json(payload)
     except ValidationError as error:

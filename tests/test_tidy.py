@@ -56,7 +56,7 @@ DOORS = {
     "alembic": ("fleet_server/database.py", "fleet_server/migrations/**"),
     "fastapi": ("fleet_server/web/**", "fleet_server/app.py"),
     "starlette": ("fleet_server/web/**", "fleet_server/app.py"),
-    "paho": ("fleet_server/ingest/broker.py", "device_agent/uplink.py", "simulator/mqtt.py"),
+    "paho": ("device_agent/uplink.py", "simulator/mqtt.py"),
     "aiomqtt": ("simulator/mqtt.py",),
     "apscheduler": ("fleet_server/jobs/schedule.py",),
     "pyvrp": ("fleet_server/planning/route.py",),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from protocol.messages import SlotPlan
 from protocol.topics import Channel
@@ -55,8 +55,7 @@ class Presence:
     changed_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFact:
+class StoredFact(NamedTuple):
     """A fact as it was committed: its bytes, and what ingest made of its time. `kind` is None when quarantined."""
 
     dispenser_id: str
@@ -70,8 +69,7 @@ class StoredFact:
     quarantine_reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Where the server stands in one stream of a machine."""
 
     dispenser_id: str

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import Connection, metadata, unnest_insert
+from fleet_server.database import Connection, copy_rows, metadata, moment, unnest_insert
 from fleet_server.devices.machines import Announcement, Cursor, Dispenser, Planogram, Presence, Product, StoredFact
 from fleet_server.errors import NotFoundError
 from protocol.messages import SlotPlan, Vitals
@@ -34,6 +34,9 @@ from protocol.messages import SlotPlan, Vitals
 MOMENT = DateTime(timezone=True)
 AHEAD_MAX = timedelta(days=1)
 """A reading's own time counts up to so far ahead of its arrival."""
+
+LAST_MS = 253_402_300_799_000
+"""The end of the year 9999: no time can be written beyond."""
 
 products = Table(
     "products",
@@ -287,10 +290,10 @@ def lines_between(connection: Connection, dispenser_id: str, stream_no: int, fir
 
 def cursors(connection: Connection, dispenser_ids: Sequence[str]) -> list[Cursor]:
     """Return the cursors of all streams of these machines, oldest stream first."""
-    names = list(Cursor.__dataclass_fields__)
-    query = select(*(streams.c[name] for name in names)).where(streams.c.dispenser_id.in_(dispenser_ids))
-    rows = connection.execute(query.order_by(streams.c.dispenser_id, streams.c.stream_no)).mappings()
-    return [Cursor(**row) for row in rows]
+    query = text(
+        f"SELECT {', '.join(Cursor._fields)} FROM streams WHERE dispenser_id = ANY(:ids) ORDER BY dispenser_id, stream_no"  # noqa: S608 - names of ours
+    )
+    return [Cursor(*row) for row in connection.execute(query, {"ids": list(dispenser_ids)})]
 
 
 def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
@@ -331,14 +334,14 @@ def add_slots(connection: Connection, dispenser_id: str, plans: Sequence[SlotPla
 def write_facts(connection: Connection, rows: Sequence[StoredFact]) -> None:
     """Store facts; a number that exists already is a defect and raises."""
     columns = {
-        "dispenser_id": "text", "stream_no": "int", "seq": "bigint", "line": "bytea", "kind": "text",
+        "dispenser_id": "text", "stream_no": "int4", "seq": "int8", "line": "bytea", "kind": "text",
         "at": "timestamptz", "corrected_at": "timestamptz", "received_at": "timestamptz", "quarantine_reason": "text",
     }  # fmt: skip
     values = [
-        (f.dispenser_id, f.stream_no, f.seq, f.line, f.kind, f.at, f.corrected_at, f.received_at, f.quarantine_reason)
+        (*f[:5], f.at and moment(f.at), moment(f.corrected_at), moment(f.received_at), f.quarantine_reason)
         for f in rows
     ]
-    unnest_insert(connection, "facts", columns, values)
+    copy_rows(connection, "facts", columns, values)
 
 
 def write_cursors(connection: Connection, rows: Sequence[tuple[Cursor, datetime, datetime]]) -> None:
@@ -377,7 +380,8 @@ def keep_forked(
 def keep_dead_letters(connection: Connection, letters: Sequence[tuple[str, bytes, str, datetime]]) -> None:
     """Keep messages that could not be read: (topic, payload, reason, received_at)."""
     columns = {"topic": "text", "payload": "bytea", "reason": "text", "received_at": "timestamptz"}
-    unnest_insert(connection, "dead_letters", columns, letters)
+    # PostgreSQL keeps no NUL in a text, and a topic that is none of ours may have one.
+    unnest_insert(connection, "dead_letters", columns, [(row[0].replace("\0", "?"), *row[1:]) for row in letters])
 
 
 def announce(connection: Connection, announcements: Sequence[Announcement]) -> int:
@@ -417,7 +421,7 @@ def record_vitals(connection: Connection, readings: Sequence[tuple[str, Vitals, 
     latest: dict[str, tuple[datetime, Vitals]] = {}
     hours: dict[tuple[str, datetime], Vitals] = {}
     for dispenser_id, reading, received_at in readings:
-        at = min(datetime.fromtimestamp(reading.at_ms / 1000, UTC), received_at + AHEAD_MAX)
+        at = min(datetime.fromtimestamp(min(reading.at_ms, LAST_MS) / 1000, UTC), received_at + AHEAD_MAX)
         latest[dispenser_id] = at, reading
         hours[dispenser_id, at.replace(minute=0, second=0, microsecond=0)] = reading
     unnest_insert(

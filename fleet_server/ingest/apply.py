@@ -1,13 +1,15 @@
 """What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from fleet_server.database import Connection
 from fleet_server.devices import gap_store, outgoing, store
 from fleet_server.devices.machines import Cursor, StoredFact
 from fleet_server.faults.store import FaultChange
+from fleet_server.ingest.answers import Answers, Reply
 from fleet_server.ingest.effects import consequences
 from fleet_server.ingest.times import Last, corrected, wall
 from fleet_server.ingest.trouble import Trouble
@@ -15,7 +17,7 @@ from fleet_server.ingest.verdicts import Applies, Beyond, Forked, Misframed, jud
 from fleet_server.ingest.writing import Gathered, write
 from fleet_server.ledger.booking import COUNT_DUE
 from protocol.codec import Batch, FramingError, SchemaError, decode_batch, decode_fact, first_digest
-from protocol.messages import Ack, AckMessage, Fork, Gap, Nack
+from protocol.messages import Ack, Fork, Gap, Nack
 
 FACT_QUARANTINED = "FACT_QUARANTINED"
 STREAM_FORKED = "STREAM_FORKED"
@@ -23,21 +25,12 @@ STREAM_GAP = "STREAM_GAP"
 NEW_STREAM_LIVES_S = 86_400
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message of the facts channel as it arrived."""
 
     topic: str
     dispenser_id: str
     payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer to a machine, to be sent after the commit."""
-
-    dispenser_id: str
-    message: AckMessage
 
 
 @dataclass
@@ -75,17 +68,17 @@ class Transaction:
         self._newest: dict[str, str] = {}
         self._unwritten: dict[tuple[str, int], Lines] = {}
         self._gathered = Gathered()
+        self._answers = Answers()
+        self._quarantined: list[int] = []
         self.tally = Tally()
 
     def take(self, received: Sequence[Received], now: datetime) -> list[Reply]:
         """Apply messages in the order of their arrival; returns the replies that the commit will make true."""
-        replies: list[Reply] = []
+        self._answers = Answers()
         self._open({message.dispenser_id for message in received})
         for message in received:
-            reply = self._apply_message(message, now)
-            if reply is not None:
-                replies.append(reply)
-        return replies
+            self._apply_message(message, now)
+        return self._answers.replies(self._epoch, now)
 
     def write(self, now: datetime) -> None:
         """Write what was gathered; the caller commits."""
@@ -104,66 +97,56 @@ class Transaction:
             self._streams[cursor.dispenser_id, cursor.stream_id] = cursor
             self._newest[cursor.dispenser_id] = cursor.stream_id
 
-    def _apply_message(self, message: Received, now: datetime) -> Reply | None:
+    def _apply_message(self, message: Received, now: datetime) -> None:
         try:
             batch = decode_batch(message.payload)
         except FramingError as error:
             self._bury(message, str(error), now)
-            return self._unread(message.dispenser_id, str(error), now)
+            # The machine is told if it ever had a stream that the answer can name.
+            newest = self._newest.get(message.dispenser_id)
+            if newest is not None:
+                self._answers.add(Nack, self._streams[message.dispenser_id, newest], None, str(error)[:200])
+            return
         header = batch.header
         if header.dispenser_id != message.dispenser_id:
-            reason = f"dispenser_id {header.dispenser_id!r} in header: expected that of the topic"
-            self._bury(message, reason, now)
-            return None
-        if not self._known[message.dispenser_id]:
+            self._bury(message, f"dispenser_id {header.dispenser_id!r} in header: expected that of the topic", now)
+        elif not self._known[message.dispenser_id]:
             reason = f"dispenser_id {message.dispenser_id!r}: expected a registered dispenser"
             self._bury(message, reason, now)
             digest = first_digest(header.dispenser_id, header.stream_id)
             stranger = Cursor(header.dispenser_id, 0, header.stream_id, 0, digest)
-            return self._reply(stranger, header.sent_at_ms, now, Nack, reason=reason[:200])
-        return self._apply_batch(batch, now)
+            self._answers.add(Nack, stranger, header.sent_at_ms, reason)
+        else:
+            self._apply_batch(batch, now)
 
     def _bury(self, message: Received, reason: str, now: datetime) -> None:
         self._gathered.dead.append((message.topic, message.payload[:65_536], reason, now))
         self.tally.dead_letters += 1
 
-    def _unread(self, dispenser_id: str, reason: str, now: datetime) -> Reply | None:
-        """Tell a machine that its batch could not be read, if it ever had a stream that the answer can name."""
-        newest = self._newest.get(dispenser_id)
-        if newest is None:
-            return None
-        return self._reply(self._streams[dispenser_id, newest], None, now, Nack, reason=reason[:200])
-
-    def _reply(
-        self, cursor: Cursor, sent_at_ms: int | None, now: datetime, kind: Callable[..., AckMessage], **more: object
-    ) -> Reply:
-        return _reply(cursor, self._epoch, sent_at_ms, now, kind, **more)
-
-    def _apply_batch(self, batch: Batch, now: datetime) -> Reply:
+    def _apply_batch(self, batch: Batch, now: datetime) -> None:
         header = batch.header
         cursor = self._streams.get((header.dispenser_id, header.stream_id)) or self._new_stream(batch)
         key = (cursor.dispenser_id, cursor.stream_no)
         if header.oldest and header.first_seq > cursor.through_seq + 1:
             cursor = self._go_on_after_gap(cursor, batch, now)
         match judge(batch, cursor, lambda first, last: self._stored(key, first, last)):
-            case Applies(first_seq, lines, digests):
+            case Applies(first_seq, lines, digest):
                 self.tally.duplicates += len(batch.lines) - len(lines)
-                quarantined: list[int] = []
                 if lines:
-                    cursor = self._apply_lines(cursor, first_seq, lines, digests[-1], now, quarantined)
-                return self._reply(cursor, header.sent_at_ms, now, Ack, quarantined=quarantined)
+                    cursor = self._apply_lines(cursor, first_seq, lines, digest, now)
+                self._answers.add(Ack, cursor, header.sent_at_ms)
             case Beyond():
                 self.tally.gaps += 1
                 self._note("gap", *key, cursor.through_seq + 1, header.first_seq - cursor.through_seq - 1)
-                return self._reply(cursor, header.sent_at_ms, now, Gap)
+                self._answers.add(Gap, cursor, header.sent_at_ms)
             case Misframed(reason):
-                return self._reply(cursor, header.sent_at_ms, now, Nack, reason=reason)
+                self._answers.add(Nack, cursor, header.sent_at_ms, reason)
             case Forked(first_seq, lines) if self._is_in_gap(key, first_seq, len(lines)):
                 # It lay with a broker since before the gap: an old repeat, which nothing here can be compared with.
-                return self._reply(cursor, header.sent_at_ms, now, Ack)
+                self._answers.add(Ack, cursor, header.sent_at_ms)
             case Forked(first_seq, lines):
                 self._fork(cursor, first_seq, lines, now)
-                return self._reply(cursor, header.sent_at_ms, now, Fork)
+                self._answers.add(Fork, cursor, header.sent_at_ms)
 
     def _new_stream(self, batch: Batch) -> Cursor:
         """Return the cursor before the first fact; the stream begins when that fact is applied."""
@@ -198,7 +181,7 @@ class Transaction:
         for code in (STREAM_GAP, COUNT_DUE):
             change = FaultChange(cursor.dispenser_id, code, opened=True, at=now, detail=detail)
             self._gathered.faults.append(change)
-        return replace(cursor, through_seq=last, digest=digest)
+        return cursor._replace(through_seq=last, digest=digest)
 
     def _is_in_gap(self, key: tuple[str, int], first: int, lines: int) -> bool:
         return gap_store.is_in_gap(self._connection, *key, first, first + lines - 1)
@@ -218,32 +201,32 @@ class Transaction:
         lines: Sequence[bytes],
         digest: bytes,
         now: datetime,
-        quarantined: list[int],
     ) -> Cursor:
         dispenser_id, stream_no, stream_id = cursor.dispenser_id, cursor.stream_no, cursor.stream_id
         if cursor.through_seq == 0:
             self._begin(cursor, now)
         last = Last(cursor.last_at, cursor.last_boot_id, cursor.last_mono_ms)
         for seq, line in enumerate(lines, first_seq):
-            last = self._apply_line((dispenser_id, stream_no, seq), line, last, now, quarantined)
+            last = self._apply_line((dispenser_id, stream_no, seq), line, last, now)
         self.tally.facts += len(lines)
         self._unwritten.setdefault((dispenser_id, stream_no), Lines(first_seq)).lines.extend(lines)
+        if self._quarantined:
+            self._answers.quarantined(cursor, self._quarantined)
+            self._quarantined = []
         moved = Cursor(dispenser_id, stream_no, stream_id, first_seq + len(lines) - 1, digest, *last)
         self._streams[dispenser_id, stream_id] = moved
         self._gathered.moved[dispenser_id, stream_no] = moved, now
         return moved
 
-    def _apply_line(
-        self, place: tuple[str, int, int], line: bytes, last: Last, now: datetime, quarantined: list[int]
-    ) -> Last:
+    def _apply_line(self, place: tuple[str, int, int], line: bytes, last: Last, now: datetime) -> Last:
         try:
             fact = decode_fact(line)
         except SchemaError as error:
             self._quarantine(place, line, str(error), last, now)
-            quarantined.append(place[2])
             return last
-        at = corrected(fact, last, now)
-        self._gathered.facts.append(StoredFact(*place, line, fact.kind, wall(fact), at, now, None))
+        said = wall(fact)
+        at = corrected(fact, said, last, now)
+        self._gathered.facts.append(StoredFact(*place, line, fact.kind, said, at, now, None))
         consequences(self._gathered.effects, place, fact, at, now)
         return Last(at, fact.boot_id, fact.mono_ms)
 
@@ -251,6 +234,7 @@ class Transaction:
         self._gathered.facts.append(StoredFact(*place, line, None, None, last.at or now, now, reason))
         detail = f"fact {place[2]}: {reason}"[:200]
         self._gathered.faults.append(FaultChange(place[0], FACT_QUARANTINED, opened=True, at=now, detail=detail))
+        self._quarantined.append(place[2])
         self.tally.quarantined += 1
         self._note("fact quarantined", *place)
 
@@ -273,22 +257,9 @@ def stand(connection: Connection, dispenser_id: str, stream_id: str, now: dateti
     """Say where this server stands in a machine's stream, unasked: in a new epoch that makes the machine send again."""
     known = {cursor.stream_id: cursor for cursor in store.cursors(connection, [dispenser_id])}
     cursor = known.get(stream_id) or Cursor(dispenser_id, 0, stream_id, 0, first_digest(dispenser_id, stream_id))
-    return _reply(cursor, epoch, None, now, Ack)
-
-
-def _reply(
-    cursor: Cursor, epoch: int, sent_at_ms: int | None, now: datetime, kind: Callable[..., AckMessage], **more: object
-) -> Reply:
-    message = kind(
-        server_epoch=epoch,
-        stream_id=cursor.stream_id,
-        through_seq=cursor.through_seq,
-        digest=cursor.digest.hex(),
-        server_at_ms=int(now.timestamp() * 1000),
-        sent_at_ms=sent_at_ms,
-        **more,
-    )
-    return Reply(cursor.dispenser_id, message)
+    answers = Answers()
+    answers.add(Ack, cursor, None)
+    return answers.replies(epoch, now)[0]
 
 
 def apply(connection: Connection, received: Sequence[Received], now: datetime, epoch: int) -> tuple[list[Reply], Tally]:

@@ -1,25 +1,37 @@
-"""The one door to the broker: paho, with acknowledgement after commit and back-pressure by not reading the socket."""
+"""The one door to the broker: a reader of our own, which hands over what one read brings and acknowledges by the transaction.
+
+A general client spends more on a message than all the rest of ingest together (docs/decisions). What ingest needs of MQTT is
+little: clean sessions, QoS 1 both ways, keep-alive, TLS, and another connection after one that is gone.
+"""
 
 import contextlib
 import queue
+import secrets
+import select
 import socket
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from time import monotonic
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet_server.errors import InputError
+from fleet_server.ingest import packets
+from fleet_server.ingest.packets import Control, PacketError, Publish
 from protocol.topics import FROM_DISPENSER, every
 
 KEEPALIVE_S: Final = 30
-RECONNECT_DELAY_S_MAX: Final = 5
+SILENCE_S_MAX: Final = KEEPALIVE_S * 3 / 2
+"""A broker that answers no ping for so long is gone."""
+CONNECT_DELAY_S_MAX: Final = 10
+SEND_DELAY_S_MAX: Final = 10
+"""A broker that takes nothing for so long is gone as well."""
+RECONNECT_DELAYS_S: Final = (1, 2, 5)
+READ_BYTES_MAX: Final = 262_144
 
 log = structlog.get_logger()
 
@@ -51,105 +63,224 @@ def parse_address(
     return BrokerAddress(parts.hostname, port, tls, username or parts.username, password or parts.password, ca_file)
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message that the broker keeps until `Broker.done` is called with it. `client` is the connection it came on."""
+class Delivery(NamedTuple):
+    """A message that the broker keeps until `Broker.done` is called with it. `connection` is the one it came on."""
 
     topic: str
     payload: bytes
     mid: int
-    qos: int
-    retained: bool
-    client: Client
+    connection: int
 
 
-def _without_delay(_client: Client, _data: Any, opened: Any) -> None:
-    """Switch Nagle's algorithm off: together with delayed acknowledgements it costs 40 ms a message."""
-    with contextlib.suppress(OSError):
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+class BrokerGoneError(ConnectionError):
+    """The broker closed the connection, refused us, or is silent."""
+
+
+class Connection:
+    """One connection. One thread reads; any may send."""
+
+    def __init__(self, address: BrokerAddress, number: int) -> None:
+        self.number = number
+        self._socket = _open(address)
+        # A TLS socket must not be read and written at once; waiting happens outside of this lock.
+        self._use = threading.Lock()
+        self._sending = threading.Lock()
+        self._reader = packets.Reader()
+        self._mid = 0
+        self._sent_s = self._heard_s = self._pinged_s = monotonic()
+
+    def read(self, wait_s: float) -> list[Publish | Control]:
+        """Return the packets that have come within `wait_s`, and keep the connection alive; raises OSError, PacketError."""
+        if not self._has_data(wait_s):
+            if monotonic() - self._heard_s > SILENCE_S_MAX:
+                raise BrokerGoneError(f"silent for {SILENCE_S_MAX:.0f} s")
+            self._ping()
+            return []
+        try:
+            with self._use:
+                data = self._socket.recv(READ_BYTES_MAX)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return []
+        if not data:
+            raise BrokerGoneError("closed by the broker")
+        self.keep_alive()
+        return self._reader.feed(data)
+
+    def _has_data(self, wait_s: float) -> bool:
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        return bool(select.select([self._socket], [], [], wait_s)[0])
+
+    def keep_alive(self) -> None:
+        """Note that the silence until now was not the broker's, and ping when we were silent ourselves."""
+        self._heard_s = monotonic()
+        self._ping()
+
+    def _ping(self) -> None:
+        now_s = monotonic()
+        silent = now_s - min(self._sent_s, self._heard_s) > KEEPALIVE_S / 2
+        # Whoever is sending just now keeps the connection alive; waiting for them could wait for ever.
+        if silent and now_s - self._pinged_s > KEEPALIVE_S / 2 and self._sending.acquire(blocking=False):
+            self._pinged_s = now_s
+            try:
+                self._send(packets.PINGREQ)
+            finally:
+                self._sending.release()
+
+    def publish(self, messages: Iterable[tuple[str, bytes, bool]]) -> None:
+        """Send messages (topic, payload, retain) in one go; raises OSError."""
+        with self._sending:
+            data = bytearray()
+            for topic, payload, retain in messages:
+                self._mid = self._mid % 65_535 + 1
+                data += packets.publish(topic, payload, self._mid, retain=retain)
+            self._send(data)
+
+    def send(self, data: bytes) -> None:
+        """Send packets; raises OSError."""
+        with self._sending:
+            self._send(data)
+
+    def _send(self, data: bytes | bytearray) -> None:
+        rest = memoryview(data)
+        until_s = monotonic() + SEND_DELAY_S_MAX
+        while rest:
+            try:
+                with self._use:
+                    rest = rest[self._socket.send(rest) :]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if monotonic() > until_s:
+                    self._socket.shutdown(socket.SHUT_RDWR)  # in the middle of a packet there is no going on
+                    raise BrokerGoneError(f"took nothing for {SEND_DELAY_S_MAX} s") from None
+                select.select([], [self._socket], [], 0.1)
+        self._sent_s = monotonic()
+
+    def close(self) -> None:
+        """Say goodbye if the socket takes it at once, and close."""
+        with contextlib.suppress(OSError):
+            with self._use:
+                self._socket.send(packets.DISCONNECT)
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def _open(address: BrokerAddress) -> socket.socket:
+    opened = socket.create_connection((address.host, address.port), timeout=CONNECT_DELAY_S_MAX)
+    # Nagle's algorithm together with delayed acknowledgements costs 40 ms a message.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if address.tls:
+        context = ssl.create_default_context(cafile=address.ca_file)
+        opened = context.wrap_socket(opened, server_hostname=address.host)
+    opened.setblocking(False)
+    return opened
 
 
 class Broker:
-    """A connection that hands messages to a bounded queue and acknowledges them when told.
+    """Keeps a connection and hands what it brings to a bounded queue, a list for each read.
 
-    paho's network thread waits while the queue is full: the socket is not read, and the broker holds back. Sessions are
-    clean: machines send again what the server has not acknowledged, so a broker need not keep anything for us.
+    While the queue is full the socket is not read, and the broker holds back. Sessions are clean: machines send again what
+    the server has not acknowledged, so a broker need not keep anything for us. `share` names a group of workers among whom the
+    broker deals out the messages, where it can.
     """
 
     def __init__(
-        self, address: BrokerAddress, deliveries: "queue.Queue[Delivery | None]", on_up: Callable[[], None]
+        self,
+        address: BrokerAddress,
+        deliveries: "queue.Queue[list[Delivery]]",
+        on_up: Callable[[], None],
+        share: str | None = None,
     ) -> None:
-        self._address, self._deliveries, self._on_up = address, deliveries, on_up
-        self._client = self._new_client()
+        self._address, self._deliveries, self._on_up, self._share = address, deliveries, on_up, share
+        self._client_id = f"ingest-{secrets.token_hex(8)}"
+        self._connection: Connection | None = None
+        self._connections = 0
+        self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
         self._stopping = threading.Event()
         self.connected = False
 
-    def _new_client(self) -> Client:
-        client = Client(
-            CallbackAPIVersion.VERSION2, clean_session=True, protocol=MQTTProtocolVersion.MQTTv311, manual_ack=True
-        )
-        client.username_pw_set(self._address.username, self._address.password)
-        if self._address.tls:
-            client.tls_set(ca_certs=self._address.ca_file)
-        client.reconnect_delay_set(min_delay=1, max_delay=RECONNECT_DELAY_S_MAX)
-        client.max_inflight_messages_set(1000)
-        client.on_socket_open = _without_delay
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        return client
-
     def start(self) -> None:
         """Connect in the background and stay connected."""
-        self._client.connect_async(self._address.host, self._address.port, KEEPALIVE_S)
-        self._client.loop_start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """Disconnect first: `loop_stop` alone can hang on unacknowledged messages."""
+        """Disconnect."""
         self._stopping.set()
-        self._client.disconnect()
-        self._client.loop_stop()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """Send, or leave it to the next connection: whatever is lost here is asked for again by a machine or a row."""
-        if self.connected:
-            self._client.publish(topic, payload, qos=qos, retain=retain)
+    def publish(self, messages: Iterable[tuple[str, bytes, bool]]) -> None:
+        """Send messages (topic, payload, retain), or drop them: whatever is lost here is asked for again by a machine or a row."""
+        connection = self._connection
+        if connection is not None and self.connected:
+            with contextlib.suppress(OSError):  # the reading thread sees it too, and connects again
+                connection.publish(messages)
 
-    def done(self, delivery: Delivery) -> None:
-        """Let the broker forget a message: it is committed."""
-        delivery.client.ack(delivery.mid, delivery.qos)
+    def done(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the broker forget messages: they are committed. Those of a connection that is gone it has forgotten."""
+        connection = self._connection
+        if connection is not None:
+            data = packets.pubacks(d.mid for d in deliveries if d.mid and d.connection == connection.number)
+            with contextlib.suppress(OSError):
+                connection.send(data)
 
-    # An exception in a callback would kill paho's thread while `is_connected()` stays true: nothing may escape.
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                with self._connecting() as connection:
+                    failures = 0
+                    while not self._stopping.is_set():
+                        self._hand_over(connection, connection.read(0.5))
+            except (OSError, PacketError) as error:
+                log.warning("broker connection lost", reason=str(error))
+            except Exception:
+                log.exception("broker connection failed")
+            self._stopping.wait(RECONNECT_DELAYS_S[min(failures, len(RECONNECT_DELAYS_S) - 1)])
+            failures += 1
 
-    def _on_connect(
-        self, client: Client, _data: Any, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
-    ) -> None:
+    @contextlib.contextmanager
+    def _connecting(self) -> Iterator[Connection]:
+        self._connections += 1
+        connection = Connection(self._address, self._connections)
         try:
-            if reason.is_failure:
-                log.warning("broker refused the connection", reason=str(reason))
-                return
-            client.subscribe([(every(channel), 1) for channel in FROM_DISPENSER])
+            hello = packets.connect(self._client_id, KEEPALIVE_S, self._address.username, self._address.password)
+            answer = self._ask(connection, hello, packets.CONNACK)
+            if answer[1:2] != b"\x00":
+                raise BrokerGoneError(f"the broker refused the connection: code {answer[1:2].hex()}")
+            self._connection = connection
+            prefix = f"$share/{self._share}/" if self._share else ""
+            patterns = [prefix + every(channel) for channel in FROM_DISPENSER]
+            given = self._ask(connection, packets.subscribe(1, patterns), packets.SUBACK)[2:]
+            if packets.REFUSED in given:
+                raise BrokerGoneError(f"the broker refused a subscription of {', '.join(patterns)}")
             self.connected = True
             log.info("broker connected", host=self._address.host, port=self._address.port)
             self._on_up()
-        except Exception:
-            log.exception("on_connect failed")
+            yield connection
+        finally:
+            self.connected = False
+            self._connection = None
+            connection.close()
 
-    def _on_disconnect(
-        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
-    ) -> None:
-        self.connected = False
-        if not self._stopping.is_set():
-            log.warning("broker connection lost", reason=str(reason))
+    def _ask(self, connection: Connection, question: bytes, kind: int) -> bytes:
+        """Send a question and wait for its answer; messages that come before it are handed over."""
+        connection.send(question)
+        until_s = monotonic() + CONNECT_DELAY_S_MAX
+        while monotonic() < until_s and not self._stopping.is_set():
+            came = connection.read(0.5)
+            self._hand_over(connection, came)
+            for packet in came:
+                if isinstance(packet, Control) and packet.kind == kind:
+                    return packet.body
+        raise BrokerGoneError("no answer to CONNECT or SUBSCRIBE")
 
-    def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
-        try:
-            delivery = Delivery(message.topic, bytes(message.payload), message.mid, message.qos, message.retain, client)
-            while not self._stopping.is_set():
-                try:
-                    self._deliveries.put(delivery, timeout=0.5)
-                except queue.Full:
-                    continue
-                return
-        except Exception:
-            log.exception("on_message failed")
+    def _hand_over(self, connection: Connection, came: Sequence[Publish | Control]) -> None:
+        number = connection.number
+        deliveries = [Delivery(*packet, number) for packet in came if isinstance(packet, Publish)]
+        while deliveries and not self._stopping.is_set():
+            try:
+                self._deliveries.put(deliveries, timeout=0.5)
+            except queue.Full:
+                connection.keep_alive()
+                continue
+            return

@@ -15,7 +15,7 @@ GAPS = Counter("fleet_ingest_gaps_total", "Batches beyond the cursor of their st
 FORKS = Counter("fleet_ingest_forks_total", "Batches of another history than the one stored")
 QUARANTINED = Counter("fleet_ingest_quarantined_total", "Facts that no version can read")
 DEAD_LETTERS = Counter("fleet_ingest_dead_letters_total", "Messages that could not be read or applied")
-QUEUE = Gauge("fleet_ingest_queue_messages", "Messages that wait for the ingest worker")
+QUEUE = Gauge("fleet_ingest_queue_reads", "Reads of the broker's socket that wait for the ingest worker")
 
 
 TELLER = Teller()

@@ -9,11 +9,11 @@ from protocol.codec import Batch, next_digest
 
 @dataclass(frozen=True, slots=True)
 class Applies:
-    """The lines from `first_seq` on are new; an empty tuple means that all are duplicates."""
+    """The lines from `first_seq` on are new, the last of them has this digest; an empty tuple means that all are duplicates."""
 
     first_seq: int
     lines: tuple[bytes, ...]
-    digests: tuple[bytes, ...]
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,10 @@ def judge(batch: Batch, cursor: Cursor, stored: Callable[[int, int], list[bytes]
         return _disagreement(batch, cursor, overlap, stored)
     if not reaches_cursor and list(batch.lines) != stored(first, first + overlap - 1):
         return Forked(first, batch.lines)
-    new = batch.lines[overlap:]
-    digests = []
+    new = batch.lines[overlap:] if overlap else batch.lines
     for line in new:
         digest = next_digest(digest, line)
-        digests.append(digest)
-    return Applies(first + overlap, new, tuple(digests))
+    return Applies(first + overlap, new, digest)
 
 
 def _disagreement(batch: Batch, cursor: Cursor, overlap: int, stored: Callable[[int, int], list[bytes]]) -> Stand:

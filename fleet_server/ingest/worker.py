@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -16,6 +17,9 @@ from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
 from protocol.messages import Vitals
 from protocol.topics import Channel, TopicError, parse, topic
+
+_parse = lru_cache(100_000)(parse)
+"""A fleet has few topics, and each is read for every message."""
 
 
 class Message(NamedTuple):
@@ -66,7 +70,7 @@ class Work:
         facts: list[Received] = []
         for message in messages:
             try:
-                where = parse(message.topic)
+                where = _parse(message.topic)
                 match where.channel:
                     case Channel.FACTS:
                         facts.append(Received(message.topic, where.dispenser_id, message.payload))

@@ -59,19 +59,20 @@ def entry_order(entry: Anchored) -> tuple[Anchor, str]:
 
 def _fold(book: SlotBook, due: Iterable[Anchored], now: datetime, findings: list[FaultChange]) -> list[Movement]:
     movements: list[Movement] = []
-    posted: Counter[str] = Counter()
+    cause, number = "", 0
     for entry in due:
-        before = book.units
+        if entry.cause != cause:
+            cause, number = entry.cause, 0
         postings = book.apply(entry.entry)
-        findings += findings_of(book, before, entry, postings)
+        findings += findings_of(book, entry, postings)
         for posting in postings:
-            movements.append(_movement(book, entry, posting, posted[entry.cause], entry.received_at or now))
-            posted[entry.cause] += 1
+            movements.append(_movement(book, entry, posting, number, entry.received_at or now))
+            number += 1
     return movements
 
 
-def findings_of(book: SlotBook, before: int, anchored: Anchored, postings: Sequence[Posting]) -> list[FaultChange]:
-    """Return what a book finds in an entry that has just been applied; `before` is what it held before."""
+def findings_of(book: SlotBook, anchored: Anchored, postings: Sequence[Posting]) -> list[FaultChange]:
+    """Return what a book finds in an entry that has just been applied."""
 
     def change(code: str, detail: str = "", *, opened: bool) -> FaultChange:
         return FaultChange(book.dispenser_id, code, opened, anchored.at, book.slot, detail)
@@ -81,7 +82,7 @@ def findings_of(book: SlotBook, before: int, anchored: Anchored, postings: Seque
             found = []
             if claimed is not None and claimed != postings[0].lot:
                 found.append(change(LOT_CLAIM_DIFFERS, f"machine: {claimed}, book: {postings[0].lot}", opened=True))
-            if book.units < 0 <= before:
+            if book.owed and book.units == -1:  # it was not below zero before
                 found.append(change(BOOK_BELOW_ZERO, "more came out than the book had: a count is due", opened=True))
             return found
         case Counted():
@@ -101,21 +102,9 @@ def _words(runs: Iterable[tuple[str, int]]) -> str:
 
 def _movement(book: SlotBook, entry: Anchored, posting: Posting, number: int, now: datetime) -> Movement:
     return Movement(
-        place=book.dispenser_id,
-        id=f"{entry.cause}#{number}",
-        source=posting.source,
-        target=posting.target,
-        product=posting.product,
-        lot=posting.lot,
-        units=posting.units,
-        reason=posting.reason,
-        actor=entry.actor,
-        cause=entry.cause,
-        at=entry.at,
-        booked_at=now,
-        slot=book.slot,
-        anchor=entry.anchor,
-    )
+        book.dispenser_id, f"{entry.cause}#{number}", *posting, entry.actor, entry.cause, entry.at, now, book.slot,
+        entry.anchor,
+    )  # fmt: skip
 
 
 def entries_of_slot(connection: Connection, dispenser_id: str, slot: int) -> list[Anchored]:

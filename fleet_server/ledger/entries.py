@@ -1,6 +1,6 @@
 """Facts and operations as entries of a slot's book. Pure."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fleet_server.ledger.fold import UNKNOWN, Added, Anchor, Anchored, Claimed, Counted, Entry, Removed, Taken
 from protocol.messages import Count, Fact, LotPacks, Outcome, Refill, StockLevel, Vend
@@ -16,8 +16,11 @@ def entries_of_fact(dispenser_id: str, fact: Fact) -> list[tuple[int, Entry]]:
     """Return what a fact means for the machine's slots: (slot, entry)."""
     match fact:
         case Vend():
-            into = _into(fact)
-            return [] if into is None else [(fact.slot, Taken(into, fact.product, fact.lot))]
+            into = _INTO.get(fact.outcome)
+            if into is None:
+                return []
+            test = fact.test and into == "dispensed"
+            return [(fact.slot, Taken("test" if test else into, fact.product, fact.lot))]
         case Count():
             return [(fact.slot, Counted(fact.counted))]
         case Refill():
@@ -34,16 +37,12 @@ def entries_of_fact(dispenser_id: str, fact: Fact) -> list[tuple[int, Entry]]:
             return []
 
 
-def _into(vend: Vend) -> Literal["dispensed", "test", "unverified", "in_doubt"] | None:
-    match vend.outcome:
-        case Outcome.DELIVERED:
-            return "test" if vend.test else "dispensed"
-        case Outcome.UNVERIFIED:
-            return "unverified"
-        case Outcome.IN_DOUBT:
-            return "in_doubt"
-        case _:  # jam, motor fault, refused: the pack stays where it is
-            return None
+# Everything else (a jam, a fault of the motor, a refusal) leaves the pack where it is.
+_INTO: Final[dict[Outcome, Literal["dispensed", "unverified", "in_doubt"]]] = {
+    Outcome.DELIVERED: "dispensed",
+    Outcome.UNVERIFIED: "unverified",
+    Outcome.IN_DOUBT: "in_doubt",
+}
 
 
 def _runs(queue: list[LotPacks]) -> tuple[tuple[str, int], ...]:

@@ -30,8 +30,7 @@ class Posting(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """The machine moved one pack out of the coil; `into` says what it became."""
 
     into: Literal["dispensed", "test", "unverified", "in_doubt"]
@@ -77,8 +76,7 @@ class Claimed:
 Entry = Taken | Added | Removed | Counted | Claimed
 
 
-@dataclass(frozen=True, slots=True)
-class Anchored:
+class Anchored(NamedTuple):
     """An entry at its place, and what caused it."""
 
     anchor: Anchor

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from fleet_server.ledger.fold import Anchor
 
@@ -16,8 +17,7 @@ class Verdict(StrEnum):
     CONFLICTING = "conflicting"
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(NamedTuple):
     """One row of the ledger. `id` derives from its cause; slot and anchor are set where the fold of a slot made it."""
 
     place: str

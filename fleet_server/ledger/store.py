@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import Connection, metadata, unnest_insert
+from fleet_server.database import Connection, copy_rows, metadata, moment, unnest_insert
 from fleet_server.devices.store import MOMENT
 from fleet_server.ledger.fold import Anchor, SlotBook
 from fleet_server.ledger.movements import DoorOpening, DoorSession, Movement
@@ -150,15 +150,11 @@ def write_movements(connection: Connection, rows: Sequence[Movement]) -> None:
         return
     columns = {
         "place": "text", "id": "text", "source": "text", "target": "text", "product": "text", "lot": "text",
-        "units": "int", "reason": "text", "actor": "text", "cause": "text", "at": "timestamptz",
-        "booked_at": "timestamptz", "slot": "int", "stream_no": "int", "seq": "bigint", "step": "int",
+        "units": "int4", "reason": "text", "actor": "text", "cause": "text", "at": "timestamptz",
+        "booked_at": "timestamptz", "slot": "int4", "stream_no": "int4", "seq": "int8", "step": "int4",
     }  # fmt: skip
-    values = [
-        (m.place, m.id, m.source, m.target, m.product, m.lot, m.units, m.reason, m.actor, m.cause, m.at, m.booked_at,
-         m.slot, *(m.anchor or (None, None, None)))
-        for m in rows
-    ]  # fmt: skip
-    unnest_insert(connection, "movements", columns, values)
+    values = [(*m[:10], moment(m.at), moment(m.booked_at), m.slot, *(m.anchor or (None, None, None))) for m in rows]
+    copy_rows(connection, "movements", columns, values)
     change: Counter[tuple[str, str, str]] = Counter()
     for m in rows:
         change[m.source, m.product, m.lot] -= m.units
@@ -189,7 +185,7 @@ def recent_movements(connection: Connection, account: str | None, limit: int) ->
 
 
 def _movement(row: Any) -> Movement:
-    names = (name for name in Movement.__dataclass_fields__ if name != "anchor")
+    names = (name for name in Movement._fields if name != "anchor")
     anchor = None if row["seq"] is None else Anchor(row["stream_no"], row["seq"], row["step"])
     return Movement(**{name: row[name] for name in names}, anchor=anchor)
 
@@ -249,17 +245,19 @@ def read_books(
     connection: Connection, keys: Iterable[tuple[str, int]] | None = None, dispenser_ids: Iterable[str] | None = None
 ) -> dict[tuple[str, int], tuple[SlotBook, Anchor]]:
     """Return books with the anchor of their last entry, by (dispenser_id, slot)."""
-    query = select(slot_books)
+    columns = "dispenser_id, slot, book, stream_no, seq, step"
+    values: tuple[list[Any], ...] = ()
+    query = f"SELECT {columns} FROM slot_books"  # noqa: S608 - names of ours
     if keys is not None:
-        query = query.where(tuple_(slot_books.c.dispenser_id, slot_books.c.slot).in_(list(keys)))
+        # One parameter a column, however many keys: a long IN list costs more to write down than to answer.
+        query += " JOIN unnest(%b::text[], %b::int[]) AS k(dispenser_id, slot) USING (dispenser_id, slot)"
+        values = tuple(list(column) for column in zip(*keys, strict=True)) or ([], [])
     if dispenser_ids is not None:
-        query = query.where(slot_books.c.dispenser_id.in_(list(dispenser_ids)))
+        query += " WHERE dispenser_id = ANY(%b::text[])"
+        values += (list(dispenser_ids),)
     return {
-        (row.dispenser_id, row.slot): (
-            SlotBook.from_json(row.dispenser_id, row.slot, row.book),
-            Anchor(row.stream_no, row.seq, row.step),
-        )
-        for row in connection.execute(query)
+        (row[0], row[1]): (SlotBook.from_json(*row[:3]), Anchor(*row[3:]))
+        for row in connection.exec_driver_sql(query, values)
     }
 
 

@@ -6,7 +6,7 @@ difference is posted too when that is asked for, as a late entry's would be.
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -59,8 +59,8 @@ def _streams(connection: Connection, dispenser_id: str) -> Iterator[Difference]:
             words = f"fact {missing} is not there, and no gap is noted: only a backup can have it"
             yield Difference("facts", place, words, repaired=False)
         elif derived != stands:
-            store.move_cursor(connection, asdict(derived))
-            names = [name for name in Cursor.__dataclass_fields__ if getattr(derived, name) != getattr(stands, name)]
+            store.move_cursor(connection, derived._asdict())
+            names = [name for name in Cursor._fields if getattr(derived, name) != getattr(stands, name)]
             yield Difference("streams", place, f"{', '.join(names)}: now as of fact {derived.through_seq}")
     for stream_no in store.streams_without_cursor(connection, dispenser_id):
         words = "the cursor is gone, and with it the id of the stream: only a backup can have it"

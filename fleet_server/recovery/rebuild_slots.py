@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -89,12 +88,11 @@ def _slot(
     book, last = SlotBook(*key), BEFORE_ALL
     wanted: dict[str, tuple[Anchored, Counter[Posting]]] = {}
     for entry in entries:
-        before = book.units
         postings = book.apply(entry.entry)
         _, owed = wanted.setdefault(entry.cause, (entry, Counter()))
         for posting in postings:
             owed[posting._replace(units=1)] += posting.units
-        for change in findings_of(book, before, entry, postings):
+        for change in findings_of(book, entry, postings):
             faults[change.slot, change.code] = change
         last = entry.anchor
     posted = ledger.movements_of_slot(connection, *key)
@@ -125,9 +123,15 @@ def _reversals(wanted: Mapping[str, Any], posted: Sequence[Movement], now: datet
     found = []
     for (cause, source, target, product, lot), units in sorted(net.items()):
         if units > 0:
-            values = {"source": target, "target": source, "product": product, "lot": lot, "units": units}
-            identity = {"id": f"{cause}#{numbers[cause]}", "reason": "rebooked", "booked_at": now}
-            found.append(replace(pattern[cause], **values, **identity))  # type: ignore[arg-type]
+            values: dict[str, Any] = {
+                "source": target,
+                "target": source,
+                "product": product,
+                "lot": lot,
+                "units": units,
+            }
+            identity: dict[str, Any] = {"id": f"{cause}#{numbers[cause]}", "reason": "rebooked", "booked_at": now}
+            found.append(pattern[cause]._replace(**values, **identity))
             numbers[cause] += 1
     return found
 

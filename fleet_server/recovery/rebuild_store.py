@@ -80,7 +80,7 @@ def depot_operations(connection: Connection) -> list[Any]:
 
 def movements_of_cause(connection: Connection, place: str, cause: str) -> list[Movement]:
     """Return what a cause outside slots has posted."""
-    names = [name for name in Movement.__dataclass_fields__ if name not in {"slot", "anchor"}]
+    names = [name for name in Movement._fields if name not in {"slot", "anchor"}]
     query = select(*(movements.c[name] for name in names)).where(movements.c.place == place, movements.c.cause == cause)
     query = query.where(movements.c.id.startswith(f"{cause}#", autoescape=True))
     return [Movement(**row) for row in connection.execute(query).mappings()]

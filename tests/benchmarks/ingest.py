@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,21 @@ class Bench:
             plant(connection)
         database.close()
         self.machines = [Machine(f"HD-{n:03d}") for n in range(1, MACHINES + 1)]
+        self.port = free_port()
         self.server = self._serve()
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        """Nobody keeps what is published before the server has subscribed."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2).close()
+            except OSError:
+                assert time.monotonic() < deadline, (self._directory / "server.log").read_text()[-2000:]
+                time.sleep(0.1)
+            else:
+                return
 
     def _serve(self) -> "subprocess.Popen[bytes]":
         password = self._directory / "broker-password"
@@ -99,7 +114,7 @@ class Bench:
         settings = {
             "DATABASE_URL": self.database_url, "BROKER_URL": f"mqtt://{self.address.host}:{self.address.port}",
             "BROKER_USERNAME": "server", "BROKER_PASSWORD_FILE": str(password), "ROLES": '["ingest"]',
-            "PORT": str(free_port()),
+            "PORT": str(self.port),
         }  # fmt: skip
         environment = os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
         with (self._directory / "server.log").open("wb") as log:
@@ -232,7 +247,6 @@ def bench() -> Iterator[Bench]:
     with scratch_directory() as directory:
         running = Bench(directory)
         try:
-            time.sleep(2)
             running.load()
             yield running
         finally:

@@ -9,7 +9,8 @@ import pytest
 
 from fleet_server.database import Database
 from fleet_server.devices import fleet
-from fleet_server.ingest.apply import Received, Reply, apply
+from fleet_server.ingest.answers import Reply
+from fleet_server.ingest.apply import Received, apply
 from fleet_server.ledger import depot, lots
 from fleet_server.ledger.operations import Booking, SlotOperation, book
 from protocol.messages import SlotPlan

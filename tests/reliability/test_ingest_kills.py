@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client
 import psycopg
 import pytest
 
@@ -17,7 +16,7 @@ from device_agent import events as ev
 from fleet_server.clock import FixedClock
 from fleet_server.database import Database
 from fleet_server.embedded import BrokerAddress as Embedded
-from fleet_server.ingest.broker import BrokerAddress
+from fleet_server.ingest.broker import Broker, BrokerAddress
 from fleet_server.ingest.service import IngestService
 from simulator.boards.virtual_board import Fault
 from tests.fleet_server.fixtures import NOW
@@ -54,8 +53,8 @@ def ingest_that_dies(url: str, address: Embedded, dies_at: int | None, log: Path
 
         signal.signal(signal.SIGUSR1, begin)
         counted(psycopg.Connection, "wait")  # every round trip, commits and copies too
-        counted(paho.mqtt.client.Client, "publish")
-        counted(paho.mqtt.client.Client, "ack")
+        counted(Broker, "publish")
+        counted(Broker, "done")
         broker = BrokerAddress(
             address.host, address.port, tls=False, username="server", password=address.users["server"]
         )
