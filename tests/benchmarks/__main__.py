@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from tests.benchmarks import ingest
+from tests.benchmarks import agent, ingest
 
-BENCHMARKS: Final[dict[str, Callable[[], Sequence[Any]]]] = {"ingest": ingest.run}
+BENCHMARKS: Final[dict[str, Callable[[], Sequence[Any]]]] = {"ingest": ingest.run, "agent": agent.run}
 
 
 def main() -> None:
