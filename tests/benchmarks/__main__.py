@@ -1,12 +1,12 @@
 """`make bench` prints every figure as a ratio to a limit measured in the same run; `make bench ARGS="ingest"` one of them."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from tests.benchmarks import agent, ingest
 
-BENCHMARKS: Final[dict[str, Callable[[], Sequence[Any]]]] = {"ingest": ingest.run, "agent": agent.run}
+BENCHMARKS: Final[dict[str, Callable[[], Iterable[Any]]]] = {"ingest": ingest.run, "agent": agent.run}
 
 
 def main() -> None:

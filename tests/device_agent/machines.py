@@ -22,8 +22,8 @@ BOARD = Board(model="BENCH", runs_sequence_once=True, counts_life=True)
 class Bench:
     """One machine; `power_cut` forgets everything that is not on disk."""
 
-    def __init__(self, path: Path, board: Board = BOARD, seed: int = 1) -> None:
-        self.path, self.board, self._seed = path, board, seed
+    def __init__(self, path: Path, board: Board = BOARD, seed: int = 1, dispenser_id: str = "HD-001") -> None:
+        self.path, self.board, self._seed, self.id = path, board, seed, dispenser_id
         self.now_ms, self.mono_ms, self.trusted = NOON_MS, 0, True
         self.asked: list[ef.Effect] = []
         self.boots = 0
@@ -32,12 +32,12 @@ class Bench:
     def _boot(self) -> None:
         self.boots += 1
         self.mono_ms = 0
-        self.outbox = Outbox(self.path, "HD-001")
+        self.outbox = Outbox(self.path, self.id)
         self.agent = Agent(
-            AgentSettings(dispenser_id="HD-001"),
+            AgentSettings(dispenser_id=self.id),
             self.outbox,
             self.board,
-            random.Random(self._seed),
+            random.Random(self._seed + self.boots - 1),
             f"{self.boots:08x}",
         )
 

@@ -16,6 +16,7 @@ from fleet_server.clock import FixedClock
 from fleet_server.database import Database
 from fleet_server.embedded import BrokerAddress
 from fleet_server.ingest.worker import Message, Outbound, Worker
+from protocol.codec import decode_fact
 from protocol.messages import LotInfo, LotPacks
 from protocol.topics import FROM_SERVER, Channel, parse, topic
 from simulator.boards.physical_board import PhysicalBoard
@@ -79,8 +80,8 @@ class Link:
 class Wire:
     """A machine on its bench, and the server's worker in the same process: what one says the other hears at once."""
 
-    def __init__(self, bench: Bench, database: Database) -> None:
-        self.bench, self.database = bench, database
+    def __init__(self, bench: Bench, database: Database, url: str = "") -> None:
+        self.bench, self.database, self.url = bench, database, url
         self.worker = Worker(database, FixedClock(NOW))
 
     def connect(self) -> None:
@@ -112,26 +113,40 @@ class Wire:
 class Stocked:
     """A machine whose packs are entered by hand, so that its coils and the ledger can be compared."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        self.bench = Bench(path)
+    door_open = False
+
+    def __init__(self, path: Path, seed: int, dispenser_id: str = "HD-001") -> None:
+        self.bench = Bench(path, dispenser_id=dispenser_id)
         lots = [LotInfo(lot=lot, product="CONDOM-M", expires_on=date(2029, 1, 1)) for lot in ("L1", "L2")]
-        self.bench.loaded(lots=lots)
+        self.bench.loaded(lots=lots, limits={"daily_packs_max": 1000})
         self.board = PhysicalBoard(random.Random(seed))
-        self.witness = Witness("HD-001", path, lambda: self.board.coils)
         self.bench.asked.clear()
+
+    @property
+    def witness(self) -> Witness:
+        return Witness(self.bench.outbox.dispenser_id, self.bench.path, lambda: self.board.coils)
+
+    def kinds_after(self, seq: int) -> set[type]:
+        """The kinds of facts that were kept after one."""
+        return {type(decode_fact(line)) for line in self.bench.outbox.lines_after(seq)}
 
     def opens(self) -> str:
         """Somebody with the key opens; returns the code on the screen."""
+        self.door_open = True
         self.bench.tell(ev.ServiceKeyTurned(on=True), ev.DoorChanged(open=True))
         return self.bench.agent.display().session or ""
 
     def closes(self) -> None:
+        self.door_open = False
         self.board.jammed.clear()
         self.bench.passes(60).tell(ev.DoorChanged(open=False), ev.ServiceKeyTurned(on=False))
 
     def refill_here(self, lot: str, packs: int) -> None:
         """Put packs in, and enter them at the machine's own keys."""
         self.board.load(1, lot, packs)
+        self.enter_refill(lot, packs)
+
+    def enter_refill(self, lot: str, packs: int) -> None:
         self.bench.tell(ev.LocalRefill(1, "CONDOM-M", added=(LotPacks(lot=lot, packs=packs),)))
 
     def count_here(self) -> None:
