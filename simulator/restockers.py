@@ -124,7 +124,7 @@ class Crew:
         mishaps = self._world.mishaps(visit_id, len(stop["picks"]))
         obstacle = _obstacle(machine, blocked=mishaps.blocked)
         if obstacle is not None:
-            self._try(lambda: self._restocker.post(f"/visits/{visit_id}/skip", {"reason": obstacle}))
+            self._try(lambda: self._restocker.post(f"/visits/{visit_id}/skip", obstacle))
             return
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/arrive"))
         if machine.online:
@@ -238,8 +238,8 @@ class Crew:
         return max(-there, round(draw.gauss(0, self._miscount_sd)))
 
 
-def _obstacle(machine: SimulatedMachine, *, blocked: bool) -> str | None:
-    """Why nobody can work at a machine today, or None."""
+def _obstacle(machine: SimulatedMachine, *, blocked: bool) -> dict[str, str] | None:
+    """What a phone says of a machine at which nobody can work today; None where somebody can."""
     if machine.stolen:
-        return "missing: no machine there"
-    return "blocked: no access" if blocked or machine.is_closed else None
+        return {"cause": "missing", "reason": "no machine there"}
+    return {"cause": "blocked", "reason": "closed, or no way in"} if blocked or machine.is_closed else None

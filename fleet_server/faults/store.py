@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select, text
+from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select, text, update
 
 from fleet_server.database import Connection, metadata, unnest_insert
 from fleet_server.devices.store import MOMENT
 
 NO_SLOT = 0
 """The slot of a fault that concerns the whole machine."""
+ALL_OF_THE_MACHINE = "*"
+"""The code with which everything ends that a machine itself had told: its new card knows nothing of it."""
 
 faults = Table(
     "faults",
@@ -50,6 +52,19 @@ class FaultChange:
 
 def record(connection: Connection, changes: Sequence[FaultChange]) -> None:
     """Open and clear faults in the order given; what is open already, or cleared already, stays as it is."""
+    first = 0
+    for place, change in enumerate(changes):
+        if change.code == ALL_OF_THE_MACHINE:
+            _record(connection, changes[first:place])
+            of_machine = (faults.c.dispenser_id == change.dispenser_id) & (faults.c.source == "machine")
+            connection.execute(
+                update(faults).where(of_machine & faults.c.cleared_at.is_(None)).values(cleared_at=change.at)
+            )
+            first = place + 1
+    _record(connection, changes[first:])
+
+
+def _record(connection: Connection, changes: Sequence[FaultChange]) -> None:
     for opened, cleared in _turns(changes):
         columns = {
             "dispenser_id": "text", "slot": "int", "code": "text", "source": "text", "detail": "text",

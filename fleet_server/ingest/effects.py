@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import assert_never
 
 from fleet_server.devices.machines import Answer
-from fleet_server.faults.store import NO_SLOT, FaultChange
+from fleet_server.faults.store import ALL_OF_THE_MACHINE, NO_SLOT, FaultChange
 from fleet_server.ledger.entries import anchored_fact
 from fleet_server.ledger.fold import Anchored
 from fleet_server.ledger.movements import DoorOpening
@@ -65,6 +65,9 @@ def consequences(
             into.answers.append(Answer(dispenser_id, channel, str(fact.version), outcome, fact.detail, received_at))
         case Started():
             into.desired_known[dispenser_id] = fact.desired_version or 0
+            if stream_no > 1 and seq == 1:
+                # A new card knows nothing of what the former one had told; what still holds is told again.
+                into.faults.append(FaultChange(dispenser_id, ALL_OF_THE_MACHINE, opened=False, at=at))
         case ClockChanged():
             pass  # stored and shown; it changes nothing of the server's
         case _:

@@ -12,7 +12,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from fleet_server.clock import LOCAL, Clock
 from fleet_server.database import Connection, Database
-from fleet_server.jobs import store, work
+from fleet_server.jobs import finding, store, work
 
 log = structlog.get_logger()
 
@@ -34,6 +34,8 @@ def jobs_of(kept: work.Kept) -> list[Job]:
     return [
         Job("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
         Job("watch_counts", CronTrigger(hour=0, minute=20, timezone=LOCAL), work.watch_counts),
+        Job("watch_reports", CronTrigger(hour=0, minute=30, timezone=LOCAL), finding.watch_reports),
+        Job("watch_doors", CronTrigger(hour=0, minute=40, timezone=LOCAL), finding.watch_doors),
         Job("forget", CronTrigger(hour=3, minute=30, timezone=LOCAL), partial(work.forget, kept=kept)),
         Job("plan", CronTrigger(hour=5, minute=0, timezone=LOCAL), work.plan),
         Job("release", CronTrigger(hour=6, minute=30, timezone=LOCAL), work.release),

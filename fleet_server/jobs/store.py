@@ -122,6 +122,37 @@ def forget(
         since = connection.execute(oldest, {"since": until}).scalar_one()
 
 
+def hours_reported(connection: Connection, since: datetime, until: datetime) -> list[tuple[str, int, datetime]]:
+    """Return (dispenser_id, hours with a reading, when its first stream began) of every machine that ever told anything."""
+    query = text("""
+        SELECT s.dispenser_id, coalesce(v.hours, 0) AS hours, s.began_at
+        FROM (SELECT dispenser_id, min(began_at) AS began_at FROM streams GROUP BY dispenser_id) AS s
+        LEFT JOIN (SELECT dispenser_id, count(*) AS hours FROM vitals_history
+                   WHERE hour >= :since AND hour < :until GROUP BY dispenser_id) AS v USING (dispenser_id)""")
+    rows = connection.execute(query, {"since": since, "until": until})
+    return [(row.dispenser_id, row.hours, row.began_at) for row in rows]
+
+
+def doors_last_opened(connection: Connection) -> dict[str, datetime]:
+    """Return when each machine's door was last opened, as far as it has told."""
+    query = text("SELECT dispenser_id, max(opened_at) AS at FROM door_sessions GROUP BY dispenser_id")
+    return {row.dispenser_id: row.at for row in connection.execute(query)}
+
+
+def visits_without_door(connection: Connection, since: datetime, until: datetime) -> list[tuple[str, str, datetime]]:
+    """Return (dispenser_id, visit_id, closed at) of closed visits without a door session, at machines that reported then and since."""
+    query = text("""
+        SELECT dispenser_id, visit_id, changed_at FROM stops
+        WHERE state = 'closed' AND changed_at > :since AND changed_at <= :until
+          AND NOT EXISTS (SELECT FROM door_sessions AS d WHERE d.dispenser_id = stops.dispenser_id
+                          AND d.opened_at BETWEEN changed_at - interval '12 hours' AND changed_at + interval '10 minutes')
+          AND (SELECT count(*) FROM vitals_history AS v WHERE v.dispenser_id = stops.dispenser_id
+               AND hour BETWEEN date_trunc('hour', changed_at) - interval '1 hour' AND changed_at + interval '1 hour') = 3
+        ORDER BY changed_at""")
+    rows = connection.execute(query, {"since": since, "until": until})
+    return [(row.dispenser_id, row.visit_id, row.changed_at) for row in rows]
+
+
 def is_untouched(connection: Connection) -> bool:
     """Tell whether no machine has ever told anything."""
     return connection.execute(text("SELECT 1 FROM streams LIMIT 1")).first() is None

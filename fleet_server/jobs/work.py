@@ -10,6 +10,7 @@ from fleet_server.database import Connection
 from fleet_server.devices import fleet, outgoing
 from fleet_server.faults.store import NO_SLOT, FaultChange, open_faults, record
 from fleet_server.jobs import store
+from fleet_server.jobs.finding import watch_stock, watch_theft
 from fleet_server.ledger import reading
 from fleet_server.ledger.booking import COUNT_DUE
 from fleet_server.ledger.telling import tell_desired
@@ -25,9 +26,9 @@ SETTLED_BY_COUNT: Final = (COUNT_DUE, "STREAM_REPLACED", "STREAM_GAP")
 
 
 def plan(connection: Connection, due_at: datetime) -> None:
-    """Propose the day's tours for every depot."""
-    for depot_id in sorted({dispenser.depot_id for dispenser in fleet.list_dispensers(connection)}):
-        planning.make_plan(connection, depot_id, due_at)
+    """Propose the day's tours for every depot, and tell which machines are short of something."""
+    depots = sorted({dispenser.depot_id for dispenser in fleet.list_dispensers(connection)})
+    watch_stock(connection, [planning.make_plan(connection, depot_id, due_at) for depot_id in depots], due_at)
 
 
 def release(connection: Connection, due_at: datetime) -> None:
@@ -86,6 +87,7 @@ def watch_counts(connection: Connection, due_at: datetime) -> None:
 def watch(connection: Connection, due_at: datetime) -> None:
     """Look who is away, and answer orders that nobody answered in time."""
     watch_presence(connection, due_at)
+    watch_theft(connection, due_at)
     outgoing.expire(connection, due_at)
 
 

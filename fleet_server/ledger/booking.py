@@ -24,6 +24,8 @@ LOT_CLAIM_DIFFERS = "LOT_CLAIM_DIFFERS"
 STOCK_CLAIM_DIFFERS = "STOCK_CLAIM_DIFFERS"
 BOOK_BELOW_ZERO = "BOOK_BELOW_ZERO"
 COUNT_DUE = "COUNT_DUE"
+SLOT_EMPTY = "SLOT_EMPTY"
+DROP_NOT_SEEN = "DROP_NOT_SEEN"
 
 
 def book_entries(connection: Connection, entries: Entries, now: datetime) -> list[FaultChange]:
@@ -77,23 +79,30 @@ def findings_of(book: SlotBook, anchored: Anchored, postings: Sequence[Posting])
     def change(code: str, detail: str = "", *, opened: bool) -> FaultChange:
         return FaultChange(book.dispenser_id, code, opened, anchored.at, book.slot, detail)
 
+    changes: list[FaultChange] = []
     match anchored.entry:
-        case Taken(claimed_lot=claimed):
-            found = []
+        case Taken(into=into, claimed_lot=claimed):
+            if not book.queue and not book.owed:  # that was the last one
+                changes.append(change(SLOT_EMPTY, opened=True))
+            if into == "unverified":
+                changes.append(change(DROP_NOT_SEEN, opened=True))
             if claimed is not None and claimed != postings[0].lot:
-                found.append(change(LOT_CLAIM_DIFFERS, f"machine: {claimed}, book: {postings[0].lot}", opened=True))
+                changes.append(change(LOT_CLAIM_DIFFERS, f"machine: {claimed}, book: {postings[0].lot}", opened=True))
             if book.owed and book.units == -1:  # it was not below zero before
-                found.append(change(BOOK_BELOW_ZERO, "more came out than the book had: a count is due", opened=True))
-            return found
+                detail = "more came out than the book had: a count is due"
+                changes.append(change(BOOK_BELOW_ZERO, detail, opened=True))
         case Counted():
-            return [change(code, opened=False) for code in (BOOK_BELOW_ZERO, COUNT_DUE, LOT_CLAIM_DIFFERS)]
+            settled = (BOOK_BELOW_ZERO, COUNT_DUE, LOT_CLAIM_DIFFERS, DROP_NOT_SEEN)
+            changes += [change(code, opened=False) for code in settled]
+            changes.append(change(SLOT_EMPTY, opened=not book.queue))
+        case Claimed() as claim if book.agrees(claim):
+            changes.append(change(STOCK_CLAIM_DIFFERS, opened=False))
         case Claimed() as claim:
-            if book.agrees(claim):
-                return [change(STOCK_CLAIM_DIFFERS, opened=False)]
             detail = f"machine: {_words(claim.queue)}, book: {_words((run.lot, run.packs) for run in book.queue)}"
-            return [change(STOCK_CLAIM_DIFFERS, detail[:200], opened=True)]
+            changes.append(change(STOCK_CLAIM_DIFFERS, detail[:200], opened=True))
         case _:
-            return []
+            changes.append(change(SLOT_EMPTY, opened=not book.queue))
+    return changes
 
 
 def _words(runs: Iterable[tuple[str, int]]) -> str:
@@ -134,6 +143,7 @@ def refold(
         for posting in postings:
             wanted[posting._replace(units=1)] += posting.units
         last = entry.anchor
+    findings.append(FaultChange(key[0], SLOT_EMPTY, not book.queue, now, key[1]))
     if book.units < 0:
         findings.append(
             FaultChange(key[0], BOOK_BELOW_ZERO, opened=True, at=now, slot=key[1], detail="after a late entry")

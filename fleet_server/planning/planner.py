@@ -82,6 +82,18 @@ def _reasons(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
     ]
     if not dispenser["ever_loaded"]:
         return [*reasons, {"code": "first_load"}]
+    return reasons + _stock(dispenser, today) + _dates(dispenser, today)
+
+
+def short_of(inputs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the products below their minimum of each machine that was ever loaded, as reasons for a visit."""
+    today = date.fromisoformat(inputs["today"])
+    loaded = [dispenser for dispenser in inputs["dispensers"] if dispenser["ever_loaded"]]
+    return {dispenser["id"]: reasons for dispenser in loaded if (reasons := _stock(dispenser, today))}
+
+
+def _stock(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
+    reasons: list[dict[str, Any]] = []
     for product, slots in _by_product(dispenser).items():
         stock = sum(_usable(slot, today) + _in_transit(slot) for slot in slots)
         rate = dispenser["rates"].get(product, 0.0)
@@ -98,7 +110,7 @@ def _reasons(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
             reasons.append({"code": "empty", **figures})
         elif stock < level.minimum:
             reasons.append({"code": "low", **figures})
-    return reasons + _dates(dispenser, today)
+    return reasons
 
 
 def _is_worth_a_visit(fault: dict[str, Any]) -> bool:

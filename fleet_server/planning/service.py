@@ -124,6 +124,15 @@ def get_plan(connection: Connection, plan_id: str) -> dict[str, Any]:
     return plan
 
 
+def short_of(connection: Connection, plan_id: str) -> dict[str, str]:
+    """Return, for each machine that a plan found short of stock, the products in words."""
+    inputs = get_plan(connection, plan_id)["inputs"]
+    return {
+        dispenser_id: ", ".join(f"{r['product']}: {r['stock']} of at least {r['minimum']}" for r in reasons)
+        for dispenser_id, reasons in planner.short_of(inputs).items()
+    }
+
+
 def list_plans(connection: Connection, limit: int = 30) -> list[dict[str, Any]]:
     """Return the newest plans."""
     return store.newest(connection, limit)

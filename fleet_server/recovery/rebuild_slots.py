@@ -12,7 +12,9 @@ from fleet_server.ledger import store as ledger
 from fleet_server.ledger.booking import (
     BEFORE_ALL,
     BOOK_BELOW_ZERO,
+    DROP_NOT_SEEN,
     LOT_CLAIM_DIFFERS,
+    SLOT_EMPTY,
     STOCK_CLAIM_DIFFERS,
     SlotKey,
     corrections,
@@ -28,7 +30,7 @@ from protocol.codec import decode_fact
 Row = tuple[str, str, str, bool]
 """(table, place, words, repaired)."""
 
-FOUND_BY_BOOKS = (BOOK_BELOW_ZERO, LOT_CLAIM_DIFFERS, STOCK_CLAIM_DIFFERS)
+FOUND_BY_BOOKS = (BOOK_BELOW_ZERO, LOT_CLAIM_DIFFERS, STOCK_CLAIM_DIFFERS, SLOT_EMPTY, DROP_NOT_SEEN)
 
 
 def rebuild_slots(

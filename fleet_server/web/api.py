@@ -338,7 +338,7 @@ def close(visit_id: str, person: SignedIn, connection: Transaction, now: Now) ->
 def skip(visit_id: str, body: m.Skip, person: SignedIn, connection: Transaction, now: Now) -> m.Visit:
     """Leave a visit out, with the reason."""
     own_visit(connection, visit_id, person)
-    return _visit(workorders.skip(connection, visit_id, body.reason, now))
+    return _visit(workorders.skip(connection, visit_id, body.reason, now, body.cause))
 
 
 # ---------------------------------------------------------------- the clock

@@ -310,6 +310,10 @@ class Results(Model):
 
 class Skip(Model):
     reason: Annotated[str, Field(min_length=1, max_length=200)]
+    cause: Annotated[
+        Literal["blocked", "missing", "other"],
+        Field(description="nobody gets in, no machine is there, or something else"),
+    ] = "other"
 
 
 class Visit(Model):

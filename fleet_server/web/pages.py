@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
@@ -313,7 +313,7 @@ async def visit_step(visit_id: str, step: str, request: Request, person: SignedI
             case "close":
                 workorders.close(connection, visit_id, now)
             case "skip":
-                workorders.skip(connection, visit_id, form.get("reason", ""), now)
+                workorders.skip(connection, visit_id, form.get("reason", ""), now, _cause(form.get("cause", "other")))
             case _:
                 raise InputError("step", step, "arrive, unlock, count, refill, close or skip")
         order_id = workorders.visit(connection, visit_id)["work_order_id"]
@@ -322,6 +322,14 @@ async def visit_step(visit_id: str, step: str, request: Request, person: SignedI
     if refused:
         raise InputError("entries", len(refused), "; ".join(refused[:3]))
     return go(f"/work-orders/{order_id}" if step in {"close", "skip"} else f"/visits/{visit_id}")
+
+
+def _cause(word: str) -> Literal["blocked", "missing", "other"]:
+    match word:
+        case "blocked" | "missing" | "other":
+            return word
+        case _:
+            raise InputError("cause", word, "blocked, missing or other")
 
 
 def _enter(

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from fleet_server.database import Connection
 from fleet_server.devices import fleet, outgoing
 from fleet_server.errors import ConflictError, InputError, NotFoundError
+from fleet_server.faults.store import FaultChange, record
 from fleet_server.ledger import depot, lots, reading
 from fleet_server.ledger.fold import UNKNOWN
 from fleet_server.ledger.movements import Verdict
@@ -17,6 +18,8 @@ from fleet_server.workorders import store
 from fleet_server.workorders.states import OPEN_ORDERS, OrderState, StopState, change_order, change_stop
 
 UNLOCK_LIVES_S: Final = 120
+ACCESS_BLOCKED: Final = "ACCESS_BLOCKED"
+THEFT: Final = "THEFT"
 PACKS_MAX: Final = 1_000
 REMOVAL_REASONS: Final = ("expired", "near_expiry", "damaged", "damp", "heat", "recalled", "stolen", "returned")
 
@@ -156,6 +159,10 @@ def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, An
     _check_open(stop)
     state = change_stop(stop["state"], "arrive")
     store.set_stop(connection, visit_id, now, state=state)
+    # Somebody stands before the machine: it is there, and it can be reached.
+    record(
+        connection, [FaultChange(stop["dispenser_id"], code, opened=False, at=now) for code in (ACCESS_BLOCKED, THEFT)]
+    )
     return stop | {"state": state}
 
 
@@ -264,9 +271,21 @@ def close(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any
     return stop | {"state": state}
 
 
-def skip(connection: Connection, visit_id: str, reason: str, now: datetime) -> dict[str, Any]:
-    """Leave a visit out, with the reason."""
+def skip(
+    connection: Connection,
+    visit_id: str,
+    reason: str,
+    now: datetime,
+    cause: Literal["blocked", "missing", "other"] = "other",
+) -> dict[str, Any]:
+    """Leave a visit out, with the reason: nobody gets in (`blocked`), or no machine is there (`missing`)."""
     stop = visit(connection, visit_id)
+    if cause != "other":
+        code = ACCESS_BLOCKED if cause == "blocked" else THEFT
+        change = FaultChange(
+            stop["dispenser_id"], code, opened=True, at=now, detail=f"visit {visit_id}: {reason}"[:200]
+        )
+        record(connection, [change])
     if not reason.strip():
         raise InputError("reason", reason, "words that say why the visit is left out")
     state = change_stop(stop["state"], "skip")
