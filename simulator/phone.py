@@ -50,12 +50,15 @@ class Phone:
     def _send(self, path: str, body: dict[str, Any], kind: str, kept: dict[str, Any]) -> Any:
         self._keep(kind, kept)
         try:
-            return self._server.post(path, body)
+            answer = self._server.post(path, body)
         except ServerError as error:
             if error.status != NOT_FOUND:
                 raise
             # Work of before a restore, which the server knows no more.
-            return self._server.post("/recovery/operations", {kind: [kept]})
+            answer = self._server.post("/recovery/operations", {kind: [kept]})
+        if self._epoch is None:
+            self._met(self._server.epoch)
+        return answer
 
     def _keep(self, kind: str, body: dict[str, Any]) -> None:
         oldest_ms = self._now_ms() - KEPT_DAYS * DAY_MS
@@ -70,18 +73,24 @@ class Phone:
             temporary.replace(self._path)
 
     def offer_again(self) -> list[str]:
-        """Offer everything kept to a server of a later epoch; returns what it refused, which is offered again next time."""
-        epoch = self._server.epoch
-        if epoch is None or epoch == self._epoch or self._now_ms() < self._again_ms:
+        """Offer everything kept to a server of a later epoch; returns what it refused, which is offered again an hour later."""
+        if not self._kept or self._now_ms() < self._again_ms:
+            return []
+        if self._server.epoch is None:
+            self._server.sign_in()
+        if self._server.epoch == self._epoch:
             return []
         self._again_ms = self._now_ms() + HOUR_MS
-        problems: list[str] = []
-        for body in self._portions() if self._epoch is not None else ():
-            problems += _refusals(self._server.post("/recovery/operations", body))
+        problems = [
+            told for body in self._portions() for told in _refusals(self._server.post("/recovery/operations", body))
+        ]
         if not problems:
-            self._epoch = epoch
-            self._save()
+            self._met(self._server.epoch)
         return problems
+
+    def _met(self, epoch: int | None) -> None:
+        self._epoch = epoch
+        self._save()
 
     def _portions(self) -> Iterator[dict[str, Any]]:
         for kind in ("depot", "visits"):

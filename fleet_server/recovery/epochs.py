@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Final
 
 from fleet_server.auth.store import write_log
+from fleet_server.clock import system_now
 from fleet_server.database import Connection
 from fleet_server.jobs.store import read_clock
 from fleet_server.ledger.telling import tell_desired
@@ -17,7 +18,7 @@ def begin_epoch(connection: Connection, wall: datetime, *, after: int = 0, taken
     """Begin an epoch higher than any before it; the database has just been put back to an earlier state.
 
     An epoch is the second of the wall clock in which it began, so that two restores of one backup, which know nothing of each
-    other, differ; a second passes before this one counts. `after` names one known to have been used.
+    other, differ; that second is over before this one counts. `after` names one known to have been used.
     """
     former = store.read_state(connection, "epoch") or EPOCH_BEFORE_ALL
     epoch = max(int(wall.timestamp()), former + 1, after + 1)
@@ -34,5 +35,5 @@ def begin_epoch(connection: Connection, wall: datetime, *, after: int = 0, taken
     store.forget_the_moment(connection)
     tell_desired(connection, None, now, again=True)
     write_log(connection, wall, "system:cli", "epoch_began", {"epoch": epoch, "taken_at": restored["taken_at"]})
-    store.let_a_second_pass(connection)
+    store.wait(connection, max(0.0, int(wall.timestamp()) + 1 - system_now().timestamp()))
     return epoch

@@ -48,6 +48,6 @@ def forget_the_moment(connection: Connection) -> None:
     connection.execute(text("DELETE FROM sessions"))
 
 
-def let_a_second_pass(connection: Connection) -> None:
-    """Wait a second."""
-    connection.execute(text("SELECT pg_sleep(1)"))
+def wait(connection: Connection, seconds: float) -> None:
+    """Let time pass."""
+    connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
