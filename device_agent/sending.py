@@ -100,6 +100,8 @@ class Sender:
     def answered(self, message: AckMessage, at: Moment) -> list[Effect]:
         """Take an answer of the server; returns what is sent because of it."""
         outbox = self._outbox
+        if isinstance(message, Fork) and message.stream_id == outbox.stream_id:
+            return self._fork(message, at)
         if message.stream_id != outbox.stream_id or message.through_seq > outbox.last_seq:
             return []
         self._silent_since_ms = None
@@ -126,10 +128,16 @@ class Sender:
                 self._rewind()
                 self._hold_until_ms = at.mono_ms + self._jittered(self._timeout_ms)
                 self._timeout_ms = min(self._timeout_ms * 2, ACK_TIMEOUT_MS_MAX)
-            case Fork():
-                self.forked = True
-                self._in_flight.clear()
         return self.pump(at)
+
+    def _fork(self, message: Fork, at: Moment) -> list[Effect]:
+        """Stop: the server knows other facts under our numbers, often more of them. None of it acknowledges ours."""
+        if message.server_epoch >= int(self._outbox.meta.get("epoch", 0)):
+            self._silent_since_ms = None
+            self._heard_ms = at.mono_ms
+            self.forked = True
+            self._in_flight.clear()
+        return []
 
     def _progress(self) -> None:
         through = self._outbox.acked_through

@@ -247,6 +247,20 @@ def test_an_ordered_restart_is_answered_after_it(bench: Bench) -> None:
     assert results(bench) == ["done"]
 
 
+def test_a_restored_card_that_is_behind_the_server_heeds_the_fork_and_acknowledges_nothing(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    (batch,) = batches(bench.tell(ev.LinkUp()))
+    server = Server("HD-001")
+    server.take(batch)
+    server.lines += [b"{}"] * 20  # what the newer card had told
+    bench.tell(answer(server.say(Fork)))
+    assert bench.outbox.acked_through == 0
+    bench.vend()
+    assert [batches(bench.passes(100).tick()) for _ in range(20)] == [[]] * 20
+    bench.tell(ev.LinkDown(), ev.LinkUp())
+    assert batches(bench.tell(order(bench, NewStream)))
+
+
 def test_a_new_stream_begins_with_started_and_keeps_the_former_facts_aside(bench: Bench) -> None:
     bench.loaded(("GOOD", 3)).vend()
     bench.tell(ev.LinkUp())
