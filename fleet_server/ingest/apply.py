@@ -1,5 +1,6 @@
 """What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +24,10 @@ FACT_QUARANTINED = "FACT_QUARANTINED"
 STREAM_FORKED = "STREAM_FORKED"
 STREAM_GAP = "STREAM_GAP"
 NEW_STREAM_LIVES_S = 86_400
+USELESS_MAX = 16
+"""Messages of one machine in one `take` that bring nothing new; an honest one has four on their way."""
+FACTS_MAX = 2_000
+"""Facts of one machine in one `take`. What is beyond either is not read: the machine sends it again, and the others go on."""
 
 
 class Received(NamedTuple):
@@ -43,6 +48,7 @@ class Tally:
     forks: int = 0
     quarantined: int = 0
     dead_letters: int = 0
+    dropped: int = 0
     troubles: list[Trouble] = field(default_factory=list)
 
 
@@ -70,11 +76,18 @@ class Transaction:
         self._gathered = Gathered()
         self._answers = Answers()
         self._quarantined: list[int] = []
+        self._useless: Counter[str] = Counter()
+        self._useful: Counter[str] = Counter()
         self.tally = Tally()
 
     def take(self, received: Sequence[Received], now: datetime) -> list[Reply]:
-        """Apply messages in the order of their arrival; returns the replies that the commit will make true."""
+        """Apply messages in the order of their arrival; returns the replies that the commit will make true.
+
+        A machine that floods us is heard up to a limit: fairness is that nobody waits for more than that.
+        """
         self._answers = Answers()
+        self._useless.clear()
+        self._useful.clear()
         self._open({message.dispenser_id for message in received})
         for message in received:
             self._apply_message(message, now)
@@ -98,6 +111,18 @@ class Transaction:
             self._newest[cursor.dispenser_id] = cursor.stream_id
 
     def _apply_message(self, message: Received, now: datetime) -> None:
+        dispenser_id = message.dispenser_id
+        if self._useless[dispenser_id] >= USELESS_MAX or self._useful[dispenser_id] >= FACTS_MAX:
+            self.tally.dropped += 1
+            return
+        before = self.tally.facts
+        self._read_message(message, now)
+        if self.tally.facts == before:
+            self._useless[dispenser_id] += 1
+        else:
+            self._useful[dispenser_id] += self.tally.facts - before
+
+    def _read_message(self, message: Received, now: datetime) -> None:
         try:
             batch = decode_batch(message.payload)
         except FramingError as error:

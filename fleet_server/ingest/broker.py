@@ -255,7 +255,11 @@ class Broker:
                 raise BrokerGoneError(f"the broker refused a subscription of {', '.join(patterns)}")
             self.connected = True
             log.info("broker connected", host=self._address.host, port=self._address.port)
-            self._on_up()
+            try:
+                self._on_up()
+            except Exception:
+                # What is to be done at a new connection may fail; the connection stands all the same.
+                log.exception("on_up failed")
             yield connection
         finally:
             self.connected = False

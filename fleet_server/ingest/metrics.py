@@ -15,6 +15,7 @@ GAPS = Counter("fleet_ingest_gaps_total", "Batches beyond the cursor of their st
 FORKS = Counter("fleet_ingest_forks_total", "Batches of another history than the one stored")
 QUARANTINED = Counter("fleet_ingest_quarantined_total", "Facts that no version can read")
 DEAD_LETTERS = Counter("fleet_ingest_dead_letters_total", "Messages that could not be read or applied")
+DROPPED = Counter("fleet_ingest_dropped_total", "Messages of machines that sent more than their share; they send again")
 QUEUE = Gauge("fleet_ingest_queue_reads", "Reads of the broker's socket that wait for the ingest worker")
 
 
@@ -29,4 +30,5 @@ def count(tally: Tally, dead: int) -> None:
     FORKS.inc(tally.forks)
     QUARANTINED.inc(tally.quarantined)
     DEAD_LETTERS.inc(tally.dead_letters + dead)
+    DROPPED.inc(tally.dropped)
     TELLER.tell(tally.troubles, monotonic())

@@ -1,11 +1,13 @@
 """What ingest does with messages, whatever carries them: commit, answer, and compose what waits for machines."""
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from fleet_server.clock import Clock
 from fleet_server.database import Connection, Database
@@ -17,6 +19,9 @@ from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
 from protocol.messages import Vitals
 from protocol.topics import Channel, TopicError, parse, topic
+
+ANNOUNCEMENTS_MAX: Final = 8
+"""Of one machine in one transaction: the last ones tell where it is."""
 
 _parse = lru_cache(100_000)(parse)
 """A fleet has few topics, and each is read for every message."""
@@ -55,7 +60,7 @@ class Work:
     def __init__(self, connection: Connection, now: Callable[[], datetime], epoch: int) -> None:
         self._connection, self._now, self._epoch = connection, now, epoch
         self._transaction = Transaction(connection, epoch)
-        self._announcements: list[Announcement] = []
+        self._announcements: dict[str, deque[Announcement]] = defaultdict(lambda: deque(maxlen=ANNOUNCEMENTS_MAX))
         self._readings: list[tuple[str, Vitals, datetime]] = []
         self._dead: list[tuple[str, bytes, str, datetime]] = []
         self._answers: list[Outbound] = []
@@ -78,7 +83,7 @@ class Work:
                         self._readings.append((where.dispenser_id, decode_vitals(message.payload), now))
                     case _:
                         said = decode_status(message.payload)
-                        self._announcements.append(
+                        self._announcements[where.dispenser_id].append(
                             Announcement(where.dispenser_id, said.stream_id, said.session, said.online, now)
                         )
             except (CodecError, TopicError) as error:
@@ -94,7 +99,7 @@ class Work:
         now = self._now()
         store.keep_dead_letters(self._connection, self._dead)
         store.record_vitals(self._connection, self._readings)
-        came_up = store.announce(self._connection, self._announcements) > 0
+        came_up = store.announce(self._connection, [*chain(*self._announcements.values())]) > 0
         self._transaction.write(now)
         self._say_where_we_stand(now)
         self._connection.commit()
@@ -106,7 +111,7 @@ class Work:
         """Tell machines that announced themselves: one with nothing to send would learn at its next fact only that it is to send again."""
         if self._epoch == 1:
             return
-        for said in self._announcements:
+        for said in chain(*self._announcements.values()):
             if said.online:
                 reply = stand(self._connection, said.dispenser_id, said.stream_id, now, self._epoch)
                 self._answers.append(Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)))
