@@ -92,8 +92,8 @@ def backup_amid_the_tours(installation: Installation, database: Database, simula
     return write_backup(database, installation.directory / "drill.fleetbackup", system_now()).path
 
 
-@pytest.mark.parametrize("seed", [31])
-def test_a_lost_day_comes_back_and_what_does_not_is_named(installation: Installation, seed: int) -> None:
+@pytest.mark.parametrize("seed", [31, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(32, 36))])
+def test_o2_a_lost_day_comes_back_and_what_does_not_is_named(installation: Installation, seed: int) -> None:
     database = Database(installation.owner_url)
     simulator = installation.simulate(days=1, seed_=seed)
     path = backup_amid_the_tours(installation, database, simulator)
