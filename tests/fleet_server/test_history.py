@@ -28,7 +28,7 @@ BEGAN: Final = datetime(2024, 1, 1, tzinfo=UTC)
 FIRST_DAYS: Final = 20
 ALL_DAYS: Final = 160
 
-# Each machine: 12 vends a day in two slots, hourly readings, a visit with a count every fifth day, and books told after it.
+# Each machine: 12 vends a day in two slots, hourly readings, a visit with a count, and books told after it.
 HISTORY: Final = """
 INSERT INTO facts SELECT m, 1, d * 12 + n, repeat('x', 150)::bytea, 'vend', at, at, at, NULL
     FROM days, vends, LATERAL (SELECT day + n * interval '1 hour' AS at) AS t;
@@ -38,15 +38,16 @@ INSERT INTO movements SELECT m, 'fact:' || m || '/1/' || d * 12 + n || '#0', 'sl
     FROM days, vends, LATERAL (SELECT day + n * interval '1 hour' AS at) AS t;
 INSERT INTO vitals_history SELECT m, day + h * interval '1 hour', '{"temperature_c": 21.5}'
     FROM days, generate_series(0, 23) AS h;
-INSERT INTO work_orders SELECT DISTINCT 'WO-' || d, 'P', 'HUANGDAO', day::date, 'closed', day, day FROM days;
-INSERT INTO stops SELECT 'V-' || m || '-' || d, 'WO-' || d, 1, m, 'closed', '[]', day FROM days WHERE d % 5 = 0;
-INSERT INTO picks SELECT 'V-' || m || '-' || d, s, 'CONDOM-M', 'L1', 5, 5 FROM days, slots_ WHERE d % 5 = 0;
+INSERT INTO work_orders SELECT DISTINCT 'WO-' || d || '-' || n, 'P', 'HUANGDAO', day::date, 'closed', day, day
+    FROM days, generate_series(1, 4) AS n;
+INSERT INTO stops SELECT 'V-' || m || '-' || d, 'WO-' || d || '-1', 1, m, 'closed', '[]', day FROM days;
+INSERT INTO picks SELECT 'V-' || m || '-' || d, s, 'CONDOM-M', 'L1', 5, 5 FROM days, slots_;
 INSERT INTO operations SELECT 'O-' || m || '-' || d || '-' || s, m, 'V-' || m || '-' || d, s, 'count',
         '{"counted": 9, "lot": null, "packs": null}', '111111', s, day, day, 'user:li', 'van/T', 'booked', 1, d
-    FROM days, slots_ WHERE d % 5 = 0;
+    FROM days, slots_;
 INSERT INTO movements SELECT m, 'operation:O-' || m || '-' || d || '-' || s || '#0', 'count_difference/' || m,
         'slot/' || m || '/' || s, 'CONDOM-M', 'L1', 1, 'count_surplus', 'user:li', 'operation:O-' || m || '-' || d || '-' || s,
-        day, day, s, 1, d, 1 FROM days, slots_ WHERE d % 5 = 0;
+        day, day, s, 1, d, 1 FROM days, slots_;
 INSERT INTO outgoing (dispenser_id, channel, key, payload, created_at, answered_at, answer)
     SELECT m, c, d + 1, '{}', day, day, 'applied' FROM days, (VALUES ('books'), ('desired')) AS channels(c) ORDER BY d;
 INSERT INTO outgoing (dispenser_id, channel, key, payload, created_at, answered_at, answer)
@@ -58,7 +59,7 @@ INSERT INTO job_runs SELECT DISTINCT 'watch', day + n * interval '5 minutes', da
 INSERT INTO faults (dispenser_id, slot, code, source, detail, opened_at, cleared_at)
     SELECT m, 1, 'SLOT_JAM', 'machine', '', day, day FROM days;
 INSERT INTO dead_letters (topic, payload, reason, received_at) SELECT 'x', 'y', 'z', day FROM days;
-INSERT INTO door_sessions SELECT m, 1, d * 12, '111111', day, d * 12 + 1, day FROM days WHERE d % 5 = 0;
+INSERT INTO door_sessions SELECT m, 1, d * 12, '111111', day, d * 12 + 1, day FROM days;
 """
 
 
@@ -83,7 +84,7 @@ REPORTS: Final[dict[str, Callable[[Connection, datetime], Any]]] = {
     "last facts": lambda c, _: devices.last_fact_at(c),
     "deliveries of a week": lambda c, now: ledger.dispensed_per_slot(c, now - timedelta(days=7), now, str(LOCAL)),
     "newest movements": lambda c, _: ledger.recent_movements(c, None, 100),
-    "a visit": lambda c, now: reading.entries_of_visit(c, f"V-HD-001-{(now - BEGAN).days // 5 * 5 - 5}"),
+    "a visit": lambda c, now: reading.entries_of_visit(c, f"V-HD-001-{(now - BEGAN).days - 1}"),
     "last counts": lambda c, _: planning.last_counts(c),
     "last visits": lambda c, _: planning.last_visits(c),
     "in transit": lambda c, now: planning.in_transit(c, now - timedelta(days=3)),
@@ -106,8 +107,8 @@ REPORTS: Final[dict[str, Callable[[Connection, datetime], Any]]] = {
 }
 
 
-def pages_read(database: Database, report: Callable[[Connection, datetime], Any], now: datetime) -> int:
-    """Return how many pages the statements of a report touch."""
+def pages_read(database: Database, report: Callable[[Connection, datetime], Any], now: datetime) -> tuple[int, int]:
+    """Return how many pages the statements of a report touch, and how many rows they return."""
     said: list[tuple[str, Any]] = []
 
     def listen(_c: Any, _u: Any, statement: str, parameters: Any, _x: Any, _many: bool) -> None:
@@ -116,16 +117,20 @@ def pages_read(database: Database, report: Callable[[Connection, datetime], Any]
 
     with database.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", listen)
+        # What is small enough to be read whole at first would compare with nothing later.
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        said.clear()
         report(connection, now)
-        pages = 0
+        pages, rows = 0, 0
         for statement, parameters in said:
             explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}"
             plan = connection.exec_driver_sql(explain, parameters).scalar_one()
             tree = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
             pages += int(tree["Shared Hit Blocks"]) + int(tree["Shared Read Blocks"])
+            rows += int(tree["Actual Rows"])
         connection.rollback()
     assert said
-    return pages
+    return pages, rows
 
 
 @pytest.fixture
@@ -145,7 +150,7 @@ def machines(database: Database, owner_url: str) -> Database:
 
 
 def test_no_report_reads_more_pages_with_eight_times_the_history(machines: Database, owner_url: str) -> None:
-    def measure(days: int) -> dict[str, int]:
+    def measure(days: int) -> dict[str, tuple[int, int]]:
         now = BEGAN + timedelta(days=days)
         return {name: pages_read(machines, report, now) for name, report in REPORTS.items()}
 
@@ -153,8 +158,12 @@ def test_no_report_reads_more_pages_with_eight_times_the_history(machines: Datab
     before = measure(FIRST_DAYS)
     grow(owner_url, FIRST_DAYS, ALL_DAYS)
     after = measure(ALL_DAYS)
-    # An index may have grown by a level.
-    grown = {name: (before[name], after[name]) for name in REPORTS if after[name] > 1.6 * before[name] + 24}
+    # Indexes may have grown by a level, and each row that is returned may stand on a page of its own.
+    grown = {
+        name: (before[name], after[name])
+        for name in REPORTS
+        if after[name][0] > 1.6 * before[name][0] + after[name][1] + 12
+    }
     assert grown == {}, grown
 
 
