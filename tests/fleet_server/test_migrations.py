@@ -37,12 +37,9 @@ def test_rows_of_before_the_partitions_are_all_there_and_every_partition_has_its
 
 
 @pytest.mark.parametrize("table", ["facts", "movements"])
-def test_the_owner_cannot_change_a_row_through_its_partition_either(empty_database_url: str, table: str) -> None:
-    migrate(empty_database_url, "0003")
-    with psycopg.connect(empty_database_url) as connection:
+def test_the_owner_cannot_change_a_row_through_its_partition_either(owner_url: str, table: str) -> None:
+    with psycopg.connect(owner_url, autocommit=True) as connection:
         connection.execute(OLD_ROWS)
-    migrate(empty_database_url)
-    with psycopg.connect(empty_database_url, autocommit=True) as connection:
         parts = f"SELECT relid::regclass::text FROM pg_partition_tree('{table}')"
         names = [name for (name,) in connection.execute(parts.encode()).fetchall()]
         assert len(names) == 17

@@ -40,36 +40,39 @@ def may_not(connection: psycopg.Connection[Any], statement: str) -> None:
         connection.execute(statement.encode())
 
 
-@pytest.mark.parametrize("table", APPEND_ONLY)
-def test_what_was_reported_and_booked_cannot_be_rewritten(application: psycopg.Connection[Any], table: str) -> None:
-    columns = application.execute(f"SELECT * FROM {table} LIMIT 0".encode()).description
-    assert columns
-    before = application.execute(f"SELECT t::text FROM {table} t ORDER BY 1".encode()).fetchall()
-    for column in CONTENT if table == "operations" else [column.name for column in columns]:
-        may_not(application, f"UPDATE {table} SET {column} = {column}")
-    may_not(application, f"DELETE FROM {table}")
-    may_not(application, f"TRUNCATE {table}")
-    may_not(application, f"DROP TABLE {table}")
-    may_not(application, f"ALTER TABLE {table} DISABLE TRIGGER ALL")
-    may_not(application, f"ALTER TABLE {table} ADD COLUMN more int")
-    may_not(application, f"CREATE TRIGGER t BEFORE INSERT ON {table} EXECUTE FUNCTION refuse_change()")
-    may_not(application, f"CREATE RULE r AS ON INSERT TO {table} DO INSTEAD NOTHING")
-    key = columns[0].name
-    may_not(application, f"MERGE INTO {table} t USING {table} s ON t.{key} = s.{key} WHEN MATCHED THEN DELETE")
-    assert application.execute(f"SELECT t::text FROM {table} t ORDER BY 1".encode()).fetchall() == before
+def test_what_was_reported_and_booked_cannot_be_rewritten(application: psycopg.Connection[Any]) -> None:
+    def content(table: str) -> list[Any]:
+        return application.execute(f"SELECT t::text FROM {table} t ORDER BY 1".encode()).fetchall()
+
+    for table in APPEND_ONLY:
+        before = content(table)
+        description = application.execute(f"SELECT * FROM {table} LIMIT 0".encode()).description or []
+        columns = [column.name for column in description]
+        for column in CONTENT if table == "operations" else columns:
+            may_not(application, f"UPDATE {table} SET {column} = {column}")
+        may_not(application, f"DELETE FROM {table}")
+        may_not(application, f"TRUNCATE {table}")
+        may_not(application, f"DROP TABLE {table}")
+        may_not(application, f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+        may_not(application, f"ALTER TABLE {table} ADD COLUMN more int")
+        may_not(application, f"CREATE TRIGGER t BEFORE INSERT ON {table} EXECUTE FUNCTION refuse_change()")
+        may_not(application, f"CREATE RULE r AS ON INSERT TO {table} DO INSTEAD NOTHING")
+        same = f"t.{columns[0]} = s.{columns[0]}"
+        may_not(application, f"MERGE INTO {table} t USING {table} s ON {same} WHEN MATCHED THEN DELETE")
+        assert content(table) == before
 
 
-@pytest.mark.parametrize("table", ["facts", "movements"])
-def test_a_partition_cannot_be_reached_by_its_own_name(application: psycopg.Connection[Any], table: str) -> None:
-    tree = f"SELECT relid::regclass::text FROM pg_partition_tree('{table}') WHERE isleaf"
-    names = [name for (name,) in application.execute(tree.encode()).fetchall()]
-    assert len(names) == 16
-    for name in names:
-        may_not(application, f"SELECT * FROM {name}")
-        may_not(application, f"DELETE FROM {name}")
-        may_not(application, f"TRUNCATE {name}")
-        may_not(application, f"ALTER TABLE {table} DETACH PARTITION {name}")
-        may_not(application, f"DROP TABLE {name}")
+def test_a_partition_cannot_be_reached_by_its_own_name(application: psycopg.Connection[Any]) -> None:
+    for table in ("facts", "movements"):
+        tree = f"SELECT relid::regclass::text FROM pg_partition_tree('{table}') WHERE isleaf"
+        names = [name for (name,) in application.execute(tree.encode()).fetchall()]
+        assert len(names) == 16
+        for name in names:
+            may_not(application, f"SELECT * FROM {name}")
+            may_not(application, f"DELETE FROM {name}")
+            may_not(application, f"TRUNCATE {name}")
+            may_not(application, f"ALTER TABLE {table} DETACH PARTITION {name}")
+            may_not(application, f"DROP TABLE {name}")
 
 
 def test_neither_the_schema_nor_the_role_can_be_changed_from_within(application: psycopg.Connection[Any]) -> None:
