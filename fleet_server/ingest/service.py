@@ -145,7 +145,9 @@ class IngestService:
             self._work(deliveries[middle:])
             return
         delivery = deliveries[0]
-        log.error("message cannot be applied", topic=delivery.topic, error=repr(error)[:500])
+        # The first line only: further ones may quote what was said.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        log.error("message cannot be applied", topic=delivery.topic, error=reason)
         self._worker.bury(Message(delivery.topic, delivery.payload), error)
         self._done(deliveries)
 
