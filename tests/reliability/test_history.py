@@ -116,8 +116,8 @@ class MortalWire(Wire):
 
     def restart(self) -> None:
         """A new worker process: nothing is left of the former one but what it committed."""
-        type(self).steps_left = -1
         self.database.close()
+        self.dies_at(-1)
         self.database = Database(self.url)
         self.worker = Worker(self.database, FixedClock(NOW))
 
@@ -130,9 +130,8 @@ def counted_round_trips(monkeypatch: pytest.MonkeyPatch) -> None:
     def counting(connection: Any, *arguments: Any, **more: Any) -> Any:
         if MortalWire.steps_left > 0:
             MortalWire.steps_left -= 1
-            if MortalWire.steps_left == 0:
-                MortalWire.steps_left = -1
-                raise WorkerDied
+        if MortalWire.steps_left == 0:  # the dead say nothing more, not even that they give up
+            raise WorkerDied
         return wait(connection, *arguments, **more)
 
     monkeypatch.setattr(psycopg.Connection, "wait", counting)
@@ -154,7 +153,7 @@ def a_round(machine: Mortal, wire: MortalWire, throw: random.Random, history: Hi
         machine.board.plant(1, Fault.JAM)
     for _ in range(ASKED_A_ROUND // 10):
         lived("agent", machine.survives(lambda: machine.asked(10), dies_at()))
-    wire.dies_at(dies_at())
+    wire.dies_at(throw.randint(1, 40) if throw.random() < 4 * kill_share else -1)
     try:
         lived("agent", machine.survives(wire.connect, dies_at()))
     except WorkerDied:  # the machine hears nothing, and tries again when it is connected anew
