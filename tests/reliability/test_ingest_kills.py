@@ -120,3 +120,12 @@ def test_p3_ingest_killed_between_each_pair_of_its_steps_books_each_fact_once(
 ) -> None:
     steps = killed_at_each_step(database_url, broker, fast_disk, seed=3)
     assert steps >= 6, "reading, writing, committing, answering and acknowledging are steps of their own"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [11, 12, 13, 14, 15])
+def test_p3_ingest_killed_between_each_pair_of_its_steps_over_many_histories(
+    database: Database, database_url: str, broker: Embedded, fast_disk: Path, seed: int
+) -> None:
+    assert killed_at_each_step(database_url, broker, fast_disk, seed) >= 6

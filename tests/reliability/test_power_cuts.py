@@ -22,7 +22,7 @@ SEED = 22
 WAYS = 3
 
 
-def a_day(path: Path, *, synced: bool) -> None:
+def a_day(path: Path, rounds: int, *, synced: bool) -> None:
     """Runs in the traced process: vends, a visit, acknowledgements; after each, what is committed is said aloud."""
     bench = Bench(path)
     if not synced:
@@ -35,7 +35,7 @@ def a_day(path: Path, *, synced: bool) -> None:
 
     bench.loaded(("GOOD", 20))
     say()
-    for round_ in range(4):
+    for round_ in range(rounds):
         bench.vend()
         say()
         bench.tell(ev.ServiceKeyTurned(on=True), ev.DoorChanged(open=True))
@@ -53,12 +53,14 @@ def a_day(path: Path, *, synced: bool) -> None:
         say()
 
 
-def trace_of(directory: Path, *, synced: bool = True) -> list[tuple[Moment, list[str], dict[str, list[bytes | None]]]]:
+def trace_of(
+    directory: Path, rounds: int, *, synced: bool = True
+) -> list[tuple[Moment, list[str], dict[str, list[bytes | None]]]]:
     """Trace a day; returns for each moment what had been said, and every way in which its files may be found."""
     card = directory / "card"
     card.mkdir()
     trace = directory / "trace"
-    child = Child(lambda: a_day(card / "outbox.sqlite", synced=synced), directory / "said")
+    child = Child(lambda: a_day(card / "outbox.sqlite", rounds, synced=synced), directory / "said")
     with traced(child.pid, *TRACE, output=trace):
         child.go()
         assert child.wait() == 0, (directory / "said").read_text()
@@ -94,7 +96,7 @@ def lost(directory: Path, said: list[str], files: dict[str, bytes | None]) -> st
 
 def test_s2_a_card_that_drops_or_tears_what_was_not_synced_loses_nothing_that_was_committed(fast_disk: Path) -> None:
     needs_strace()
-    found = trace_of(fast_disk)
+    found = trace_of(fast_disk, rounds=4)
     calls = Counter(moment.call for moment, _, _ in found)
     assert calls["fdatasync of outbox.sqlite"] > 0, f"the log was never written back: {calls}"
     for number, (_, said, ways) in enumerate(found):
@@ -106,5 +108,5 @@ def test_s2_a_card_that_drops_or_tears_what_was_not_synced_loses_nothing_that_wa
 def test_s2_an_outbox_that_does_not_wait_for_its_card_is_caught(fast_disk: Path) -> None:
     """The planted defect: without a sync in each commit, some power cut loses what was said."""
     needs_strace()
-    found = trace_of(fast_disk, synced=False)
+    found = trace_of(fast_disk, rounds=1, synced=False)
     assert any(lost(fast_disk, said, {name: held[0] for name, held in ways.items()}) for _, said, ways in found)
