@@ -4,8 +4,8 @@ import itertools
 import os
 import random
 import signal
+import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from device_agent import events as ev
 from fleet_server.clock import FixedClock
 from fleet_server.database import Database
 from fleet_server.embedded import BrokerAddress as Embedded
-from fleet_server.ingest.broker import Broker, BrokerAddress
+from fleet_server.ingest.broker import BrokerAddress
 from fleet_server.ingest.service import IngestService
 from simulator.boards.virtual_board import Fault
 from tests.fleet_server.fixtures import NOW
@@ -38,23 +38,25 @@ def ingest_that_dies(url: str, address: Embedded, dies_at: int | None, log: Path
             nonlocal counts
             counts = True
 
-        def step() -> None:
-            if counts and next(steps) == dies_at:
+        def dies_now() -> bool:
+            return counts and next(steps) == dies_at
+
+        wait, send = psycopg.Connection.wait, socket.socket.send
+
+        def waiting(connection: Any, *arguments: Any, **more: Any) -> Any:
+            if dies_now():
                 os.kill(os.getpid(), signal.SIGKILL)
+            return wait(connection, *arguments, **more)
 
-        def counted(owner: type, name: str) -> None:
-            call: Callable[..., Any] = getattr(owner, name)
+        def sending(opened: socket.socket, data: Any, *more: Any) -> int:
+            if dies_now():
+                send(opened, memoryview(data)[: len(data) // 2])  # in the middle of the packet
+                os.kill(os.getpid(), signal.SIGKILL)
+            return send(opened, data, *more)
 
-            def wrapped(*arguments: Any, **more: Any) -> Any:
-                step()
-                return call(*arguments, **more)
-
-            setattr(owner, name, wrapped)
-
+        psycopg.Connection.wait = waiting  # type: ignore[method-assign,assignment] # every round trip, commits and copies too
+        socket.socket.send = sending  # type: ignore[method-assign,assignment] # answers to machines, and what the broker is told
         signal.signal(signal.SIGUSR1, begin)
-        counted(psycopg.Connection, "wait")  # every round trip, commits and copies too
-        counted(Broker, "publish")
-        counted(Broker, "done")
         broker = BrokerAddress(
             address.host, address.port, tls=False, username="server", password=address.users["server"]
         )
