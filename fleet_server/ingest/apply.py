@@ -278,13 +278,14 @@ class Transaction:
             outgoing.order(self._connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=now)
 
 
-def stand(connection: Connection, dispenser_id: str, stream_id: str, now: datetime, epoch: int) -> Reply:
-    """Say where this server stands in a machine's stream, unasked: in a new epoch that makes the machine send again."""
-    known = {cursor.stream_id: cursor for cursor in store.cursors(connection, [dispenser_id])}
-    cursor = known.get(stream_id) or Cursor(dispenser_id, 0, stream_id, 0, first_digest(dispenser_id, stream_id))
+def stand(connection: Connection, streams: Sequence[tuple[str, str]], now: datetime, epoch: int) -> list[Reply]:
+    """Say where we stand in streams, (dispenser_id, stream_id), unasked: in a new epoch that makes machines send again."""
+    known = store.cursors(connection, sorted({dispenser_id for dispenser_id, _ in streams}))
+    cursors = {(cursor.dispenser_id, cursor.stream_id): cursor for cursor in known}
     answers = Answers()
-    answers.add(Ack, cursor, None)
-    return answers.replies(epoch, now)[0]
+    for place in streams:
+        answers.add(Ack, cursors.get(place) or Cursor(place[0], 0, place[1], 0, first_digest(*place)), None)
+    return answers.replies(epoch, now)
 
 
 def apply(connection: Connection, received: Sequence[Received], now: datetime, epoch: int) -> tuple[list[Reply], Tally]:

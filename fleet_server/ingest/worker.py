@@ -109,12 +109,13 @@ class Work:
 
     def _say_where_we_stand(self, now: datetime) -> None:
         """Tell machines that announced themselves: one with nothing to send would learn at its next fact only that it is to send again."""
-        if self._epoch == 1:
+        streams = [
+            (said[-1].dispenser_id, said[-1].stream_id) for said in self._announcements.values() if said[-1].online
+        ]
+        if self._epoch == 1 or not streams:
             return
-        for said in chain(*self._announcements.values()):
-            if said.online:
-                reply = stand(self._connection, said.dispenser_id, said.stream_id, now, self._epoch)
-                self._answers.append(Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)))
+        for reply in stand(self._connection, streams, now, self._epoch):
+            self._answers.append(Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)))
 
     def close(self) -> None:
         """End the transaction; what is not committed never was."""

@@ -32,6 +32,7 @@ class Line:
     def __init__(self, bench: Bench, database: Database) -> None:
         self.bench, self.database = bench, database
         self.sent: list[bytes] = []
+        self.announced = b""
         self.now = NOW
         self.server_restarts()
 
@@ -49,6 +50,7 @@ class Line:
             for effect in asked:
                 if isinstance(effect, ef.Publish) and effect.qos:
                     self.sent += [effect.payload] if effect.channel is Channel.FACTS else []
+                    self.announced = effect.payload if effect.channel is Channel.STATUS else self.announced
                     self.hear(self.up(effect.channel, effect.payload))
 
     def up(self, channel: Channel, payload: bytes) -> list[Outbound]:
@@ -87,8 +89,13 @@ def headers(line: Line) -> list[BatchHeader]:
     return [decode_batch(payload).header for payload in line.sent]
 
 
-def test_an_idle_machine_sends_again_as_soon_as_it_has_announced_itself(line: Line, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stays_connected", [True, False])
+def test_an_idle_machine_sends_again_as_soon_as_the_server_hears_of_it(
+    line: Line, tmp_path: Path, stays_connected: bool
+) -> None:
+    """One that stayed connected is heard of too: the broker retains what it announced."""
     line.connect()
+    retained = line.announced
     backup = backed_up(line.database, tmp_path)
     for _ in range(3):
         line.bench.vend()
@@ -97,8 +104,12 @@ def test_an_idle_machine_sends_again_as_soon_as_it_has_announced_itself(line: Li
     put_back(line.database, backup)
     assert len(line.stored()) < len(undisturbed)
     line.server_restarts()
-    line.bench.tell(ev.LinkDown())
-    line.connect()
+    if stays_connected:
+        line.hear(line.up(Channel.STATUS, retained))
+        line.carry()
+    else:
+        line.bench.tell(ev.LinkDown())
+        line.connect()
     assert line.stored() == undisturbed
     assert line.bench.outbox.pending == 0
     assert not {STREAM_GAP, COUNT_DUE} & faults(line.database)
