@@ -60,6 +60,7 @@ FAULTS = {
     "EXPIRED_IN_SLOT": N_("expired lot in slot"),
     "CLOCK_DRIFT": N_("clock wrong"),
     "STORAGE_FULL": N_("local storage full"),
+    "STORAGE_DAMAGED": N_("memory card damaged"),
     "VANDALISM": N_("vandalism"),
     "THEFT": N_("theft or missing machine"),
     "ACCESS_BLOCKED": N_("site closed or obstructed"),

@@ -196,13 +196,33 @@ def check(place: Place, note: str) -> None:
     Outbox(place.bench.path, "HD-001").close()  # the chain, the seal and the mark agree
 
 
+def die_at_each_step(directory: Path) -> int:
+    """Tell the story once for each step of it, and let the agent die there; returns how many there are."""
+    for dies_at in itertools.count(1):
+        here = directory / str(dies_at)
+        place = tell_the_story(here, dies_at)
+        check(place, f"died at step {dies_at}")
+        shutil.rmtree(here)
+        if place.deaths == 0:
+            return dies_at - 1
+    raise AssertionError
+
+
 @pytest.mark.slow
 def test_p2_the_agent_dies_at_every_durable_step_and_each_vend_refill_and_order_is_kept_once(fast_disk: Path) -> None:
-    for dies_at in itertools.count(1):
-        directory = fast_disk / str(dies_at)
-        place = tell_the_story(directory, dies_at)
-        check(place, f"died at step {dies_at}")
-        shutil.rmtree(directory)
-        if place.deaths == 0:
-            break
-    assert dies_at > 150, f"only {dies_at - 1} steps found"
+    assert die_at_each_step(fast_disk) > 150
+
+
+def test_p2_a_fact_that_is_committed_apart_from_its_stock_is_caught(
+    fast_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted defect: two commits in place of one, and a death between them."""
+    record = Outbox.record
+
+    def in_two_commits(outbox: Outbox, *facts: Any, **changes: Any) -> None:
+        record(outbox, *facts)
+        record(outbox, **changes)
+
+    monkeypatch.setattr(Outbox, "record", in_two_commits)
+    with pytest.raises(AssertionError, match="told twice"):
+        die_at_each_step(fast_disk)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Count, Outcome, Refill, Vend
+from protocol.messages import Count, FaultRaised, Outcome, Refill, Vend
 from simulator.boards.file_board import do
 from tests.reliability.conftest import Scale
 from tests.reliability.fleet import Fleet
@@ -139,3 +139,22 @@ def test_s3_a_disk_that_goes_on_failing_puts_the_machine_out_of_service(fast_dis
         assert kiosk.board.state_now()["life_count"] == 0, "a pack was given that cannot be counted"
     child.kill()
     one_outcome(kiosk, "after the disk works again")
+
+
+def test_s6_an_agent_on_a_damaged_card_sets_it_aside_tells_it_and_gives_nothing(fast_disk: Path) -> None:
+    kiosk = Kiosk(fast_disk / "1")
+    held = bytearray(kiosk.outbox.read_bytes())
+    book = f'["GOOD", {PACKS}]'.encode()
+    held[held.rindex(book) + len(book) - 2] ^= 0b1100  # 5 packs become 9
+    kiosk.outbox.write_bytes(held)
+    child = kiosk.start()
+    do(kiosk.board, "ask", "1")
+    until(kiosk.serves, "the visitor is seen")
+    child.terminate()
+    assert child.wait() == 0, kiosk.log()
+    facts = kiosk.facts()
+    assert [(fact.code, "seal" in fact.detail) for fact in facts if isinstance(fact, FaultRaised)] == [
+        ("STORAGE_DAMAGED", True)
+    ]
+    assert kiosk.outbox.with_suffix(".damaged-1").read_bytes() == held
+    assert kiosk.board.state_now()["life_count"] == 0
