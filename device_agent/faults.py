@@ -12,6 +12,7 @@ from device_agent.watch import Change, Watch
 from protocol.messages import AckMessage, FaultCleared, FaultRaised
 
 OPEN: Final = "open_faults"
+NONE_OPEN: Final[dict[str, int]] = {}
 OWN_TEST: Final = "own"
 """The name of a self test that no order asked for."""
 TEST_AGAIN_MS: Final = 60_000
@@ -35,7 +36,8 @@ class FaultsMixin(AgentParts):
 
     def has_fault(self, code: str, slot: int | None = None) -> bool:
         """Tell whether a fault has been raised and not cleared."""
-        return _key(code, slot) in self.outbox.meta.get(OPEN, {})
+        still_open: dict[str, int] = self.outbox.meta.get(OPEN) or NONE_OPEN
+        return _key(code, slot) in still_open
 
     def fault_facts(
         self, at: Moment, raised: Iterable[Raised] = (), cleared: Iterable[Cleared] = ()

@@ -12,7 +12,7 @@ from simulator.boards.virtual_board import ANY_SLOT, Fault, Turn, VirtualBoard
 from simulator.card import Card
 from simulator.faults import FORMS, Injection, InjectionError, Kind
 from simulator.truth import Truth
-from simulator.world import HOUR_MS, Site, Visitor, World, local_hour
+from simulator.world import DAY_MS, HOUR_MS, LOCAL_MS, Site, Visitor, World, local_hour
 
 NEVER_MS: Final = 1 << 52
 SECOND_MS: Final = 1_000
@@ -59,6 +59,8 @@ class HappeningsMixin:
         self._helix: int | None = None
         self._battery = 1.0
         self._battery_at_ms = self.now_ms
+        self._air = self.world.air(self.site, self.now_ms)
+        self._air_until_ms = 0
 
     # ------------------------------------------------------------ what the machine lends
 
@@ -352,7 +354,17 @@ class HappeningsMixin:
 
     def _read_sensors(self) -> None:
         """Read everything that has a value, as the drivers do."""
-        air, hour = self.world.air(self.site, self.now_ms), local_hour(self.now_ms)
+        if self.now_ms >= self._air_until_ms:
+            self._air = self.world.air(self.site, self.now_ms)
+            self._air_until_ms = self.now_ms - (self.now_ms + LOCAL_MS) % DAY_MS + DAY_MS
+        air, hour = self._air, local_hour(self.now_ms)
+        if not self.active and self._battery >= 1:
+            # Most hours of most years.
+            degrees = air.temperature_at(hour)
+            self.truth.tally.felt(degrees)
+            read = degrees, air.humidity_at(hour), air.signal_at(hour), SUPPLY_MV, FLOATING_MV, REGISTERED, 0
+            self.tell(ev.SensorRead(*read))
+            return
         broken = Kind.TEMPERATURE_SENSOR_FAILS in self.active
         degrees = self._instead(Kind.HEAT, HOT_C, air.temperature_at(hour))
         damp = self._instead(Kind.HUMIDITY, DAMP_PCT, air.humidity_at(hour))
