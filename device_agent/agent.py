@@ -1,5 +1,6 @@
 """The agent: decides, keeps what it did, and asks the world for effects. No clock, no socket, no sleep."""
 
+import contextlib
 import random
 from collections.abc import Callable
 from datetime import date, datetime
@@ -62,6 +63,7 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._unlocked_ms: int | None = None
         self._unlock_order: str | None = None
         self._link_up = False
+        self._session_begun = False
         self.session_began_ms = 0
         self._readings = ev.SensorRead()
         self._clock: Moment | None = None
@@ -278,8 +280,9 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
 
     def _link_came_up(self, at: Moment) -> list[Effect]:
         self._link_waits = True
-        session = int(self.outbox.meta.get("session", 0)) + 1
-        self._keep(meta={"session": session})
+        if not self._session_begun:
+            self._keep(meta={"session": int(self.outbox.meta.get("session", 0)) + 1})
+        session, self._session_begun = int(self.outbox.meta["session"]), False
         self._link_up, self._link_waits = True, False
         self.session_began_ms = at.mono_ms
         self.sender.link_up()
@@ -289,9 +292,19 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         status = Status(stream_id=self.outbox.stream_id, session=session, online=online, at_ms=at.wall_ms)
         return encode(status)
 
-    def will(self, at: Moment) -> bytes:
-        """The last will of the next session, which the connection is made with."""
-        return self._status(int(self.outbox.meta.get("session", 0)) + 1, at, online=False)
+    def will(self, at: Moment, *, went_nowhere: bool = False) -> bytes:
+        """Begin the next session; returns its last will, which the connection is made with.
+
+        Each attempt has a number of its own: one that a broker took and that never came up may end after its successor
+        began, and its will must not say that this one is offline. Only where the last attempt `went_nowhere`, its number
+        is used again: a machine without a network does not write for each attempt.
+        """
+        session = int(self.outbox.meta.get("session", 0)) + (not (went_nowhere and self._session_begun))
+        with contextlib.suppress(OutboxError):  # a machine with a full disk still connects
+            if session != self.outbox.meta.get("session"):
+                self.outbox.record(meta={"session": session})
+            self._session_begun = True
+        return self._status(session, at, online=False)
 
     def _message(self, channel: Channel, payload: bytes, at: Moment) -> list[Effect]:
         """Take a message of the server; one that cannot be read is dropped: the server sends it again."""

@@ -194,7 +194,7 @@ class Runtime:
     def _keep_connected(self) -> None:
         if not self._linked and time.monotonic() >= self._connect_at_s:
             self._connect_at_s = time.monotonic() + CONNECT_PATIENCE_S
-            self._uplink.connect(self._agent.will(self.at()))
+            self._uplink.connect(self._agent.will(self.at(), went_nowhere=not self._uplink.opened))
 
     def _do(self, effects: list[ef.Effect]) -> None:
         for effect in effects:

@@ -50,6 +50,8 @@ class Uplink:
     def __init__(self, dispenser_id: str, settings: BrokerSettings, events: "queue.Queue[Event]") -> None:
         self._dispenser_id, self._settings, self._events = dispenser_id, settings, events
         self._client: Client | None = None
+        self.opened = False
+        """Whether the last attempt reached a broker, which may have kept its last will."""
 
     def connect(self, will: bytes) -> None:
         """Throw the former client away and begin a new connection in the background; LinkUp follows when it stands."""
@@ -73,7 +75,7 @@ class Uplink:
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        self._client = client
+        self._client, self.opened = client, False
         client.connect_async(self._settings.host, self._settings.port, self._settings.keepalive_s)
         client.loop_start()
 
@@ -104,6 +106,7 @@ class Uplink:
         """A client that was given up while it was connecting must not take the session of its successor over."""
         with contextlib.suppress(OSError):
             if client is self._client:
+                self.opened = True
                 # Nagle's algorithm would cost 40 ms a message.
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             else:

@@ -85,6 +85,9 @@ class Installation:
     def await_ready(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while True:
+            if self.server.poll() is not None:
+                # As its supervisor would: it ends when it finds the database still busy with its own start.
+                self.server = self.start_server()
             try:
                 urllib.request.urlopen(f"{self.url}/readyz", timeout=2).close()
             except (urllib.error.URLError, OSError):

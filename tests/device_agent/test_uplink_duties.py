@@ -12,7 +12,7 @@ from device_agent import effects as ef
 from device_agent import events as ev
 from device_agent.books import refold
 from device_agent.outbox import SlotBook
-from protocol.codec import decode_batch, encode, first_digest, next_digest
+from protocol.codec import decode_batch, decode_status, encode, first_digest, next_digest
 from protocol.messages import (
     Ack,
     Books,
@@ -126,6 +126,26 @@ def test_a_lower_cursor_counts_only_in_a_new_epoch_of_the_server(bench: Bench) -
     restored.epoch = 2
     again = batches(bench.tell(answer(restored.say(Gap))))
     assert decode_batch(again[0]).header.first_seq == 1
+
+
+def test_an_attempt_that_never_came_up_has_used_its_number_up(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    wills = [decode_status(bench.agent.will(bench.at())) for _ in range(3)]
+    (status,) = [e for e in bench.tell(ev.LinkUp()) if isinstance(e, ef.Publish) and e.channel is Channel.STATUS]
+    came_up = decode_status(status.payload)
+    assert came_up.online
+    assert came_up.session == wills[2].session > wills[1].session > wills[0].session
+
+
+def test_an_attempt_that_reached_no_broker_writes_nothing_and_leaves_its_number(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    first = decode_status(bench.agent.will(bench.at(), went_nowhere=True))
+    changes = bench.outbox._db.total_changes
+    again = [decode_status(bench.agent.will(bench.at(), went_nowhere=True)) for _ in range(3)]
+    assert {will.session for will in again} == {first.session}
+    assert bench.outbox._db.total_changes == changes
+    bench.tell(ev.LinkUp(), ev.LinkDown())
+    assert decode_status(bench.agent.will(bench.at(), went_nowhere=True)).session == first.session + 1
 
 
 def test_a_burst_of_nacks_is_waited_for_once_and_one_for_nothing_sent_not_at_all(bench: Bench) -> None:
