@@ -19,9 +19,9 @@ def embedded(fleet: Fleet) -> ReachableBroker:
 
 
 def killed_again_and_again(fleet: Fleet, scale: Scale, begin_again: Callable[[], object]) -> None:
-    throw, ends_s = scale.throw(), time.monotonic() + scale.of(6, 60)
+    throw, ends_s = scale.throw(), time.monotonic() + scale.of(4, 60)
     while time.monotonic() < ends_s:
-        next_s = time.monotonic() + throw.uniform(1, 3)
+        next_s = time.monotonic() + throw.uniform(*scale.of((0.5, 1.5), (1, 3)))
         while time.monotonic() < next_s:
             fleet.work(throw, 2)
         fleet.installation.kill("broker")
@@ -102,7 +102,7 @@ def test_b5_a_stopped_broker_leaves_machines_unaffected(fleet: Fleet, scale: Sca
     assert broker
     pause(broker)
     try:
-        ends_s = time.monotonic() + scale.of(7, 60)
+        ends_s = time.monotonic() + scale.of(5, 60)
         given = 0
         while time.monotonic() < ends_s:
             given += fleet.work(throw, max(1, scale.facts // 4))
