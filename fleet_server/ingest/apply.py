@@ -28,6 +28,7 @@ USELESS_MAX = 16
 """Messages of one machine in one `take` that bring nothing new; an honest one has four on their way."""
 FACTS_MAX = 2_000
 """Facts of one machine in one `take`. What is beyond either is not read: the machine sends it again, and the others go on."""
+LINES_AHEAD = 100
 
 
 class Received(NamedTuple):
@@ -54,7 +55,7 @@ class Tally:
 
 @dataclass
 class Lines:
-    """Lines of one stream that are not yet written, from fact `first` on."""
+    """Lines of one stream, from fact `first` on."""
 
     first: int
     lines: list[bytes] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Transaction:
         self._streams: dict[tuple[str, str], Cursor] = {}
         self._newest: dict[str, str] = {}
         self._unwritten: dict[tuple[str, int], Lines] = {}
+        self._read: dict[tuple[str, int], Lines] = {}
         self._gathered = Gathered()
         self._answers = Answers()
         self._quarantined: list[int] = []
@@ -98,6 +100,7 @@ class Transaction:
         write(self._connection, self._gathered, now)
         self._gathered = Gathered()
         self._unwritten.clear()
+        self._read.clear()
 
     def _open(self, dispenser_ids: set[str]) -> None:
         """Lock the machines that are new to this transaction and read where their streams stand."""
@@ -154,7 +157,7 @@ class Transaction:
         key = (cursor.dispenser_id, cursor.stream_no)
         if header.oldest and header.first_seq > cursor.through_seq + 1:
             cursor = self._go_on_after_gap(cursor, batch, now)
-        match judge(batch, cursor, lambda first, last: self._stored(key, first, last)):
+        match judge(batch, cursor, lambda first, last: self._stored(cursor, first, last)):
             case Applies(first_seq, lines, digest):
                 self.tally.duplicates += len(batch.lines) - len(lines)
                 if lines:
@@ -211,13 +214,26 @@ class Transaction:
     def _is_in_gap(self, key: tuple[str, int], first: int, lines: int) -> bool:
         return gap_store.is_in_gap(self._connection, *key, first, first + lines - 1)
 
-    def _stored(self, key: tuple[str, int], first: int, last: int) -> list[bytes]:
+    def _stored(self, cursor: Cursor, first: int, last: int) -> list[bytes]:
         """Return lines of a stream, those that are not yet written included."""
+        key = (cursor.dispenser_id, cursor.stream_no)
         unwritten = self._unwritten.get(key)
-        if unwritten is None or last < unwritten.first:
-            return store.lines_between(self._connection, *key, first, last)
-        written = store.lines_between(self._connection, *key, first, unwritten.first - 1)
-        return written + unwritten.lines[max(0, first - unwritten.first) : last + 1 - unwritten.first]
+        if unwritten is None:
+            return self._written_lines(key, cursor.through_seq, first, last)
+        through = unwritten.first - 1
+        written = self._written_lines(key, through, first, min(last, through)) if first <= through else []
+        return written + unwritten.lines[max(0, first - unwritten.first) : max(0, last + 1 - unwritten.first)]
+
+    def _written_lines(self, key: tuple[str, int], through: int, first: int, last: int) -> list[bytes]:
+        """Read some more at once: where one batch comes again, those after it do."""
+        read = self._read.get(key)
+        if read is None or first < read.first or last >= read.first + len(read.lines):
+            ahead = min(through, max(last, first + LINES_AHEAD - 1))
+            read = Lines(first, store.lines_between(self._connection, *key, first, ahead))
+            if len(read.lines) <= ahead - first:  # a gap of the stream lies between: places do not tell numbers
+                return store.lines_between(self._connection, *key, first, last)
+            self._read[key] = read
+        return read.lines[first - read.first : last + 1 - read.first]
 
     def _apply_lines(
         self,

@@ -1,39 +1,32 @@
 """Ingest against its two limits, measured in the same run: the broker's bare relay, and PostgreSQL storing the same rows."""
 
-import os
+import argparse
+import cProfile
+import pstats
+import signal
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from pathlib import Path
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Final
 
 import psycopg
 
-from fleet_server.database import Database, migrate
-from fleet_server.devices import fleet
-from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedPostgres
-from fleet_server.ledger import lots
+from fleet_server.clock import SystemClock
+from fleet_server.database import Database
+from fleet_server.ingest.worker import Message, Worker
 from fleet_server.ledger.audit import audit
-from protocol.codec import decode_ack
-from protocol.messages import DoorClosed, DoorOpened, LotPacks, Refill, SlotPlan
-from tests.benchmarks.bare_mqtt import BareClient, relay_rate
-from tests.conftest import free_port, scratch_directory
+from tests.benchmarks.bare_mqtt import relay_rate
+from tests.benchmarks.served import MACHINES, SLOTS, Bench, BrokerKind, Messages, bench, broker_kinds
 from tests.fleet_server.machine import Machine
 
-MACHINES: Final = 200
-SLOTS: Final = 4
 SINGLE_MESSAGES: Final = 20_000
 BATCHED_FACTS: Final = 100_000
 PER_BATCH: Final = 100
-ROUNDS: Final = 3
 COPY_ROWS: Final = 5_000
-Messages = list[tuple[str, bytes]]
+HALF_LOAD_S: Final = 4
+PROFILE_LINES: Final = 14
 
 
 @dataclass
@@ -52,146 +45,6 @@ class Figure:
             f"{self.name}: {self.rate:,.0f} facts/s, {self.limit_name} {self.limit:,.0f}/s, ratio {self.rate / self.limit:.2f}"
             f"; CPU per fact in µs: {cpu}"
         )
-
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """Processor time that these processes and all their descendants have used."""
-    children: dict[int, list[int]] = {}
-    used: dict[int, float] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            pid = int(entry.name)
-            children.setdefault(int(fields[1]), []).append(pid)
-            # A child that was waited for stands in its parent's cutime and cstime.
-            used[pid] = sum(int(fields[place]) for place in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
-    total, waiting = 0.0, list(pids)
-    while waiting:
-        pid = waiting.pop()
-        total += used.get(pid, 0.0)
-        waiting += children.get(pid, [])
-    return total
-
-
-class Bench:
-    """Database, broker and one ingest process."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.postgres = EmbeddedPostgres(directory / "postgres")
-        postgres = self.postgres.start()
-        self.owner_url, self.database_url = postgres.url, postgres.application_url
-        self.broker = EmbeddedBroker(directory / "broker")
-        self.address: BrokerAddress = self.broker.start()
-        migrate(self.owner_url)
-        database = Database(self.database_url)
-        with database.begin() as connection:
-            plant(connection)
-        database.close()
-        self.machines = [Machine(f"HD-{n:03d}") for n in range(1, MACHINES + 1)]
-        self.port = free_port()
-        self.server = self._serve()
-        self._await_ready()
-
-    def _await_ready(self) -> None:
-        """Nobody keeps what is published before the server has subscribed."""
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2).close()
-            except OSError:
-                assert time.monotonic() < deadline, (self._directory / "server.log").read_text()[-2000:]
-                time.sleep(0.1)
-            else:
-                return
-
-    def _serve(self) -> "subprocess.Popen[bytes]":
-        password = self._directory / "broker-password"
-        password.write_text(self.address.users["server"])
-        settings = {
-            "DATABASE_URL": self.database_url, "BROKER_URL": f"mqtt://{self.address.host}:{self.address.port}",
-            "BROKER_USERNAME": "server", "BROKER_PASSWORD_FILE": str(password), "ROLES": '["ingest"]',
-            "PORT": str(self.port),
-        }  # fmt: skip
-        environment = os.environ | {f"DISPENSER_FLEET_{name}": value for name, value in settings.items()}
-        with (self._directory / "server.log").open("wb") as log:
-            return subprocess.Popen([sys.executable, "-m", "fleet_server", "serve"], env=environment, stderr=log)
-
-    def close(self) -> None:
-        self.server.terminate()
-        self.server.wait(20)
-        self.broker.stop()
-        self.postgres.remove()
-
-    def cut(self, facts: int, per_batch: int) -> Messages:
-        """Let the machines go on, in turns, by `facts` vends in all, cut into batches of `per_batch`."""
-        messages: Messages = []
-        while len(messages) * per_batch < facts:
-            machine = self.machines[len(messages) % MACHINES]
-            first = len(machine.lines) + 1
-            for number in range(per_batch):
-                machine.vend(slot=(first + number) % SLOTS + 1, lot="L1")
-            messages.append((f"fleet/v1/{machine.dispenser_id}/facts", machine.batch(first)))
-        return messages
-
-    def load(self) -> None:
-        """Fill every slot; the books of a stocked fleet are what vends are booked in."""
-        messages: Messages = []
-        for machine in self.machines:
-            machine.tell(DoorOpened(**machine.when(), session="111111", authorised=True))
-            for slot in range(1, SLOTS + 1):
-                lot = LotPacks(lot="L1", packs=10_000)
-                machine.tell(Refill(**machine.when(), slot=slot, product="CONDOM-M", added=[lot], session="111111"))
-            machine.tell(DoorClosed(**machine.when(), session="111111", open_ms=1_000))
-            messages.append((f"fleet/v1/{machine.dispenser_id}/facts", machine.batch(1)))
-        self.through(messages)
-
-    def through(self, messages: Messages) -> tuple[float, dict[str, float]]:
-        """Publish, and wait until the server has acknowledged everything; returns seconds, and CPU seconds by part."""
-        listener = BareClient(self.address, "fleet", "bench-acks")
-        listener.subscribe("fleet/v1/+/ack")
-        parts = {"worker": [self.server.pid], "database": [self.postgres.pid or 0], "broker": [self.broker.pid or 0]}
-        before = {name: cpu_seconds(pids) for name, pids in parts.items()}
-        publisher = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.ingest", self.address.host, str(self.address.port),
-             self.address.users["fleet"]],
-            stdin=subprocess.PIPE,
-        )  # fmt: skip
-        assert publisher.stdin
-        for topic, payload in messages:
-            publisher.stdin.write(b"%d %d\n" % (len(topic), len(payload)) + topic.encode() + payload)
-        open_streams = {machine.stream_id: len(machine.lines) for machine in self.machines}
-        publisher.stdin.close()
-        began = time.perf_counter()
-        while open_streams:
-            assert listener.ready(60), f"{len(open_streams)} streams are not acknowledged"
-            for payload in listener.receive():
-                ack = decode_ack(payload)
-                assert ack.kind != "nack", ack
-                if open_streams.get(ack.stream_id) == ack.through_seq:
-                    del open_streams[ack.stream_id]
-        seconds = time.perf_counter() - began
-        publisher.wait(30)
-        listener.close()
-        return seconds, {name: cpu_seconds(pids) - before[name] for name, pids in parts.items()}
-
-
-def plant(connection: Any) -> None:
-    """Register what the benchmark's machines need."""
-    product = fleet.Product("CONDOM-M", "避孕套", "Condom", "盒", "box", 10, 120, 60)
-    fleet.add_products(connection, [product])
-    lots.record_lot(connection, "CONDOM-M", "L1", date(2030, 1, 1), datetime.now(UTC))
-    for number in range(1, MACHINES + 1):
-        dispenser = fleet.Dispenser(
-            f"HD-{number:03d}", "点位", "Site", "街道", "Street", "370211001", "community", "indoor", 36.0, 120.1,
-            0, 24, "HUANGDAO", None, None, "",
-        )  # fmt: skip
-        fleet.add_dispensers(connection, [dispenser])
-        plans = [SlotPlan(slot=slot, product="CONDOM-M", capacity=20) for slot in range(1, SLOTS + 1)]
-        fleet.add_slots(connection, dispenser.id, plans)
 
 
 LIMIT_TABLES: Final = """
@@ -242,62 +95,81 @@ def per_fact(cpu: dict[str, float], facts: int) -> dict[str, float]:
     return {name: 1e6 * seconds / facts for name, seconds in cpu.items()}
 
 
-@contextmanager
-def bench() -> Iterator[Bench]:
-    with scratch_directory() as directory:
-        running = Bench(directory)
-        try:
-            running.load()
-            yield running
-        finally:
-            running.close()
+def single(running: Bench, kind: BrokerKind) -> Figure:
+    """Measure messages of one fact beside the bare relay of the same messages."""
+    messages = running.cut(SINGLE_MESSAGES, 1)
+    seconds, cpu = running.through(messages)
+    running.server.send_signal(signal.SIGSTOP)  # nobody else reads while the bare relay is measured
+    relay = relay_rate(running.address, messages)
+    running.server.send_signal(signal.SIGCONT)
+    # What the worker was sent meanwhile are duplicates; the next measurement must not wait for them.
+    running.through(running.cut(MACHINES, 1))
+    name = f"single-fact messages, {kind}"
+    return Figure(name, SINGLE_MESSAGES / seconds, "bare relay", relay, per_fact(cpu, SINGLE_MESSAGES))
 
 
-def run() -> list[Figure]:
-    """Measure single-fact messages and batches; each round measures its limit right beside."""
-    single, batched = [], []
-    with bench() as running:
-        for _ in range(ROUNDS):
-            messages = running.cut(SINGLE_MESSAGES, 1)
-            seconds, cpu = running.through(messages)
-            running.server.send_signal(19)  # SIGSTOP: nobody else subscribes while the bare relay is measured
-            relay = relay_rate(running.address, messages)
-            running.server.send_signal(18)
-            time.sleep(1.5)
-            rate = SINGLE_MESSAGES / seconds
-            single.append(Figure("single-fact messages", rate, "bare relay", relay, per_fact(cpu, SINGLE_MESSAGES)))
-            messages = running.cut(BATCHED_FACTS, PER_BATCH)
-            seconds, cpu = running.through(messages)
-            stored = storing_rate(running.owner_url, running.machines, BATCHED_FACTS)
-            rate = BATCHED_FACTS / seconds
-            name = f"batches of {PER_BATCH}"
-            batched.append(Figure(name, rate, "COPY + dedup + projection", stored, per_fact(cpu, BATCHED_FACTS)))
-        database = Database(running.database_url)
-        with database.begin() as connection:
-            report = audit(connection)
-        database.close()
-        assert report.differences == [], report.differences[:3]
-    print(f"audit after {report.facts:,} stock facts: 0 differences; ratios of {ROUNDS} rounds:")
-    for rounds in (single, batched):
-        ratios = [figure.rate / figure.limit for figure in rounds]
-        print(
-            f"  {rounds[0].name}: " + " ".join(f"{r:.3f}" for r in ratios) + f", spread {statistics.pstdev(ratios):.3f}"
-        )
-    return [median_figures(single), median_figures(batched)]
+def batched(running: Bench, kind: BrokerKind) -> Figure:
+    """Measure batches beside PostgreSQL taking the same rows."""
+    seconds, cpu = running.through(running.cut(BATCHED_FACTS, PER_BATCH))
+    stored = storing_rate(running.owner_url, running.machines, BATCHED_FACTS)
+    name = f"batches of {PER_BATCH}, {kind}"
+    return Figure(name, BATCHED_FACTS / seconds, "COPY + dedup + projection", stored, per_fact(cpu, BATCHED_FACTS))
 
 
-def publish() -> None:
-    """The publisher's process: what comes on standard input goes out, in order."""
-    host, port, password = sys.argv[1:]
-    messages: Messages = []
-    while head := sys.stdin.buffer.readline():
-        topic_size, size = map(int, head.split())
-        topic = sys.stdin.buffer.read(topic_size).decode()
-        messages.append((topic, sys.stdin.buffer.read(size)))
-    client = BareClient(BrokerAddress(host, int(port), {"fleet": password}), "fleet", "bench-machines")
-    client.publish_all(messages)
-    client.close()
+def half_load(running: Bench, rate: float) -> str:
+    """Measure how long a message waits for its ack at half of a rate."""
+    messages = running.cut(int(rate / 2 * HALF_LOAD_S), 1)
+    waited = sorted(running.latencies(messages, rate / 2))
+    p50, p99 = (waited[int(len(waited) * part)] * 1000 for part in (0.5, 0.99))
+    return f"publish to ack at half that load ({rate / 2:,.0f}/s): median {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
-if __name__ == "__main__":
-    publish()
+def audited(running: Bench) -> str:
+    database = Database(running.database_url)
+    with database.begin() as connection:
+        report = audit(connection)
+    database.close()
+    assert report.differences == [], report.differences[:3]
+    return f"audit after {report.facts:,} stock facts: 0 differences"
+
+
+def profile(running: Bench, messages: Messages, name: str) -> Iterator[str]:
+    """Apply messages in this process under the profiler, which doubles the cost of small functions."""
+    database = Database(running.database_url)
+    worker = Worker(database, SystemClock())
+    arrived = [Message(*message) for message in messages]
+    profiler = cProfile.Profile()
+    profiler.enable()
+    worker.commit(arrived)
+    profiler.disable()
+    database.close()
+    stats = pstats.Stats(profiler)
+    total = sum(row[2] for row in stats.stats.values())  # type: ignore[attr-defined]
+    yield f"profile of {name}, own time:"
+    rows = sorted(stats.stats.items(), key=lambda item: -item[1][2])  # type: ignore[attr-defined]
+    for (file, _, function), (_, calls, own, _, _) in rows[:PROFILE_LINES]:
+        place = "/".join(file.split("/")[-2:])
+        yield f"  {100 * own / total:4.1f} %  {calls:>7} calls  {function} ({place})"
+
+
+def run(options: argparse.Namespace) -> Iterator[object]:
+    """Measure on every broker that is here; each round measures its limit right beside."""
+    for kind in broker_kinds():
+        with bench(kind) as running:
+            for measure in (single, batched):
+                rounds = [measure(running, kind) for _ in range(options.rounds)]
+                ratios = [figure.rate / figure.limit for figure in rounds]
+                middle = median_figures(rounds)
+                yield (
+                    f"{middle}; rounds "
+                    + " ".join(f"{r:.2f}" for r in ratios)
+                    + f", spread {statistics.pstdev(ratios):.3f}"
+                )
+                if measure is single:
+                    yield half_load(running, middle.rate)
+            yield audited(running)
+            if kind == "nats":
+                running.server.send_signal(signal.SIGSTOP)
+                yield from profile(running, running.cut(5_000, 1), "single-fact messages")
+                yield from profile(running, running.cut(20_000, PER_BATCH), "batches")
+                running.server.send_signal(signal.SIGCONT)

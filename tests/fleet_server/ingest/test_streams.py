@@ -240,3 +240,17 @@ def test_facts_of_a_clock_far_ahead_are_kept_with_a_time_that_can_be(database: D
     assert all(fact.corrected_at <= NOW for fact in kept)
     assert kept[1].at is not None
     assert kept[1].at > NOW  # the machine's own word is kept beside the corrected one
+
+
+def test_repeats_from_before_and_after_a_gap_of_the_stream_are_repeats_and_no_fork(database: Database) -> None:
+    machine = Machine()
+    for _ in range(60):
+        machine.vend()
+    answer(database, machine, 1, 10)
+    assert send_bytes(database, "HD-001", machine.batch(31, 60, oldest=True))[0].message.through_seq == 60
+    cuts = [(1, 5), (5, 8), (32, 36), (3, 4), (40, 45), (52, 60), (9, 10), (31, 31)]
+    received = [Received("fleet/v1/HD-001/facts", "HD-001", machine.batch(*cut)) for cut in cuts]
+    with database.begin() as connection:
+        replies, tally = apply(connection, received, NOW, 1)
+    assert [(type(reply.message), reply.message.through_seq) for reply in replies] == [(Ack, 60)]
+    assert (tally.forks, tally.duplicates) == (0, sum(last - first + 1 for first, last in cuts))

@@ -1,0 +1,100 @@
+"""What a fact costs with many dispensers and much history: CPU of the worker and of the database, in one process without a broker."""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from sqlalchemy import text
+
+from fleet_server.clock import SystemClock
+from fleet_server.database import Database, migrate
+from fleet_server.devices import fleet
+from fleet_server.embedded import EmbeddedPostgres
+from fleet_server.ingest.worker import Message, Worker
+from tests.benchmarks.served import cpu_seconds
+from tests.conftest import scratch_directory
+from tests.fleet_server.machine import Machine
+
+FACTS: Final = 20_000
+PER_TRANSACTION: Final = 2_000
+HISTORY_STEP: Final = 1_000_000
+
+# Facts and movements as they would be, of a stream before the present one, dealt out over the dispensers.
+HISTORY: Final = """
+INSERT INTO facts SELECT 'D-' || n % :dispensers, 0, n, decode(repeat('7b', 180), 'hex'), 'vend', t, t, t, NULL
+FROM (SELECT n, timestamptz '2024-01-01' + n * interval '1 second' AS t FROM generate_series(:first, :last) n) s;
+"""
+MOVED: Final = """
+INSERT INTO movements (place, id, source, target, product, lot, units, reason, actor, cause, at, booked_at)
+SELECT 'D-' || n % :dispensers, 'fact:D-' || n % :dispensers || '/0/' || n || '#0', 'slot/D-' || n % :dispensers || '/1',
+       'dispensed/D-' || n % :dispensers, 'CONDOM-M', 'L1', 1, 'vend_dispensed', 'dispenser:D-' || n % :dispensers,
+       'fact:D-' || n % :dispensers || '/0/' || n, t, t
+FROM (SELECT n, timestamptz '2024-01-01' + n * interval '1 second' AS t FROM generate_series(:first, :last) n) s;
+"""
+
+
+def run(options: argparse.Namespace) -> Iterator[str]:
+    """Measure each number of dispensers, empty and with each length of history."""
+    for dispensers in options.dispensers:
+        with scratch_directory() as directory:
+            server = EmbeddedPostgres(directory / "postgres")
+            url = server.start().url  # the owner, who may vacuum
+            migrate(url)
+            database = Database(url)
+            machines = registered(database, dispensers)
+            kept = 0
+            for history in sorted(options.history):
+                kept = remember(database, dispensers, kept, history)
+                yield f"{dispensers:>6} dispensers, {history:>11,} facts before: " + measure(database, server, machines)
+            database.close()
+            server.remove()
+
+
+def registered(database: Database, dispensers: int) -> list[Machine]:
+    machines = [Machine(f"D-{number}") for number in range(dispensers)]
+    with database.begin() as connection:
+        fleet.add_dispensers(connection, [
+            fleet.Dispenser(machine.dispenser_id, "点位", "Site", "街道", "Street", "370211001", "community", "indoor",
+                            36.0, 120.1, 0, 24, "HUANGDAO", None, None, "")
+            for machine in machines
+        ])  # fmt: skip
+    return machines
+
+
+def remember(database: Database, dispensers: int, kept: int, history: int) -> int:
+    """Let there be so many facts and movements of former times."""
+    while kept < history:
+        last = min(history, kept + HISTORY_STEP)
+        with database.begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            for statement in (HISTORY, MOVED):
+                connection.execute(text(statement), {"dispensers": dispensers, "first": kept + 1, "last": last})
+        kept = last
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("VACUUM ANALYZE"))
+        connection.execute(text("CHECKPOINT"))
+    return kept
+
+
+def measure(database: Database, server: EmbeddedPostgres, machines: Sequence[Machine]) -> str:
+    throw = random.Random(len(machines))
+    worker = Worker(database, SystemClock())
+    # Machines of a large fleet send one fact now and then; twice, so that the second time all of them have their rows.
+    for _ in range(2):
+        messages = []
+        for _ in range(FACTS):
+            machine = throw.choice(machines)
+            machine.vend(throw.choice([1, 2]))
+            messages.append(Message(f"fleet/v1/{machine.dispenser_id}/facts", machine.batch(len(machine.lines))))
+        before, before_database, began = time.process_time(), cpu_seconds([server.pid or 0]), time.perf_counter()
+        for first in range(0, FACTS, PER_TRANSACTION):
+            worker.commit(messages[first : first + PER_TRANSACTION])
+        spent, spent_database = time.process_time() - before, cpu_seconds([server.pid or 0]) - before_database
+        seconds = time.perf_counter() - began
+    return (
+        f"CPU per fact in µs: worker {1e6 * spent / FACTS:.0f}, database {1e6 * spent_database / FACTS:.0f}"
+        f" (wall {1e6 * seconds / FACTS:.0f})"
+    )
