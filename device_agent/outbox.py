@@ -153,7 +153,9 @@ class Outbox:
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             raise OutboxError(f"outbox: {error}") from error
-        self._unsure = bool(busy)
+        if busy:
+            raise OutboxError("outbox: somebody else reads it, so it cannot be written back")
+        self._unsure = False
 
     # ------------------------------------------------------------ what is known
 

@@ -16,6 +16,7 @@ from device_agent import effects as ef
 from device_agent import events as ev
 from device_agent.agent import Agent
 from device_agent.hal.ports import BoardDriver, BoardError
+from device_agent.machine import State
 from device_agent.moment import Moment
 from device_agent.outbox import OutboxError, open_or_set_aside
 from device_agent.reconnecting import BackOff
@@ -140,7 +141,11 @@ class Runtime:
         self._board = board
         self._events: queue.Queue[ev.Event] = queue.Queue(EVENTS_MAX)
         self._uplink = Uplink(config.agent.dispenser_id, config.broker, self._events)
-        self._outbox, self.damage = open_or_set_aside(config.outbox, config.agent.dispenser_id)
+        try:
+            self._outbox, self.damage = open_or_set_aside(config.outbox, config.agent.dispenser_id)
+        except OutboxError:
+            board.show([State.OUT_OF_SERVICE, "", ""])  # until a later start finds the disk well again
+            raise
         self._boot_s = time.monotonic()
         boot_id = secrets.token_hex(4)
         randomness = random.Random(secrets.randbits(64))  # noqa: S311 - jitter and door codes

@@ -49,6 +49,7 @@ class Child:
             finally:
                 with suppress(OSError):
                     sys.stdout.flush()
+                    sys.stderr.flush()
                 os._exit(code)
         os.close(gate)
         self._code: int | None = None

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.__main__ import main
 from protocol.messages import Count, FaultRaised, Outcome, Refill, Vend
 from simulator.boards.file_board import do
 from tests.reliability.conftest import Scale
 from tests.reliability.fleet import Fleet
-from tests.reliability.forks import needs_strace, traced, until
+from tests.reliability.forks import Child, needs_strace, traced, until
 from tests.reliability.kiosks import PACKS, Kiosk
 
 pytestmark = [pytest.mark.slow]
@@ -158,3 +159,18 @@ def test_s6_an_agent_on_a_damaged_card_sets_it_aside_tells_it_and_gives_nothing(
     ]
     assert kiosk.outbox.with_suffix(".damaged-1").read_bytes() == held
     assert kiosk.board.state_now()["life_count"] == 0
+
+
+def test_s3_an_agent_that_cannot_open_its_card_says_so_and_leaves_it_as_it_is(fast_disk: Path) -> None:
+    needs_strace()
+    kiosk = Kiosk(fast_disk / "1")
+    held = kiosk.outbox.read_bytes()
+    child = Child(lambda: main(["--config", str(kiosk.config)]), kiosk.directory / "agent.log")
+    with traced(child.pid, "-P", str(kiosk.outbox), "-e", "trace=pread64", "-e", "inject=pread64:error=EIO"):
+        child.go()
+        assert child.wait() == 1
+    assert "I/O error" in kiosk.log()
+    assert kiosk.board.state_now()["screen"] == ["out_of_service", "", ""]
+    assert kiosk.outbox.read_bytes() == held
+    assert not list(kiosk.directory.glob("*.damaged-*"))
+    assert kiosk.settled()
