@@ -249,11 +249,11 @@ def test_a_backup_overwrites_nothing(used: Database, tmp_path: Path) -> None:
         write_backup(used, tmp_path / "absent" / "file", system_now())
 
 
-def test_the_command_writes_and_reads_back(used: Database, database_url: str, tmp_path: Path) -> None:
+def test_the_command_writes_a_backup_and_refuses_to_lose_what_is_there(
+    used: Database, database_url: str, tmp_path: Path
+) -> None:
+    """That it restores is shown by the drill."""
     used.close()
     done = run("backup", str(tmp_path), url=database_url)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "--replace" in refused(run("restore", str(tmp_path), url=database_url))
-    done = run("restore", str(tmp_path), "--replace", url=database_url)
-    assert (done.returncode, done.stderr) == (0, ""), done
-    assert "epoch" in done.stdout

@@ -91,7 +91,7 @@ def served(database: Database, database_url: str) -> Iterator[Callable[[], Site]
 
     def start() -> Site:
         stop()
-        running.append(serving(database_url))
+        running.append(serving(database_url, ("restocker", "dispatcher")))
         site: Site = running[-1].__enter__()
         return site
 

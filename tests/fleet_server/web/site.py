@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -52,11 +52,11 @@ class Site:
 
 
 @contextmanager
-def serving(database_url: str, **given: Any) -> Iterator[Site]:
-    """Run a server over this database until the block ends."""
+def serving(database_url: str, people: Sequence[str] = ROLES, **given: Any) -> Iterator[Site]:
+    """Run a server over this database until the block ends; each of `people` costs a slow hash."""
     database = Database(database_url)
     with database.begin() as connection:
-        for role in ROLES:
+        for role in people:
             depot = "HUANGDAO" if role == "restocker" else None
             auth.add_user(connection, role, role, PASSWORD, system_now(), depot)
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
