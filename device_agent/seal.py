@@ -92,11 +92,18 @@ class Reserve:
         if self._path is None:
             return
         try:
-            if not self._path.exists() or self._path.stat().st_size < RESERVE_BYTES:
+            if self._path.exists() and self._path.stat().st_size == RESERVE_BYTES:
+                return
+            disk = os.statvfs(self._path.parent)
+            has_room = disk.f_bavail * disk.f_frsize >= RESERVE_BYTES  # found out without wearing the card
+            if has_room:
                 self._path.write_bytes(b"\0" * RESERVE_BYTES)
         except OSError as error:
             self.give_up()
             raise OutboxError(f"reserve of the outbox: {error.strerror}") from error
+        if not has_room:
+            self.give_up()
+            raise OutboxError("reserve of the outbox: no room on the disk")
 
     def give_up(self) -> bool:
         """Make room on a full disk; returns whether there was any."""
