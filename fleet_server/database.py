@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -264,6 +265,7 @@ def copy_rows(connection: Connection, table: str, columns: Mapping[str, str], ro
         ) from error
 
 
+@lru_cache(4_096)  # the same few moments come again in every row
 def moment(at: datetime) -> int:
     """Return a time as PostgreSQL keeps it, for `copy_rows`: microseconds since 2000."""
     return (at - _EPOCH) // _MICROSECOND

@@ -1,6 +1,5 @@
 """What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -78,8 +77,8 @@ class Transaction:
         self._gathered = Gathered()
         self._answers = Answers()
         self._quarantined: list[int] = []
-        self._useless: Counter[str] = Counter()
-        self._useful: Counter[str] = Counter()
+        # Of each machine, in one `take`: messages that brought nothing new, and new facts.
+        self._heard: dict[str, tuple[int, int]] = {}
         self.tally = Tally()
 
     def take(self, received: Sequence[Received], now: datetime) -> list[Reply]:
@@ -88,8 +87,7 @@ class Transaction:
         A machine that floods us is heard up to a limit: fairness is that nobody waits for more than that.
         """
         self._answers = Answers()
-        self._useless.clear()
-        self._useful.clear()
+        self._heard.clear()
         self._open({message.dispenser_id for message in received})
         for message in received:
             self._apply_message(message, now)
@@ -115,15 +113,14 @@ class Transaction:
 
     def _apply_message(self, message: Received, now: datetime) -> None:
         dispenser_id = message.dispenser_id
-        if self._useless[dispenser_id] >= USELESS_MAX or self._useful[dispenser_id] >= FACTS_MAX:
+        useless, useful = self._heard.get(dispenser_id, (0, 0))
+        if useless >= USELESS_MAX or useful >= FACTS_MAX:
             self.tally.dropped += 1
             return
         before = self.tally.facts
         self._read_message(message, now)
-        if self.tally.facts == before:
-            self._useless[dispenser_id] += 1
-        else:
-            self._useful[dispenser_id] += self.tally.facts - before
+        new = self.tally.facts - before
+        self._heard[dispenser_id] = (useless, useful + new) if new else (useless + 1, useful)
 
     def _read_message(self, message: Received, now: datetime) -> None:
         try:

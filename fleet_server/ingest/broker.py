@@ -22,7 +22,7 @@ import structlog
 from fleet_server.errors import InputError
 from fleet_server.ingest import packets
 from fleet_server.ingest.packets import Control, PacketError, Publish
-from protocol.topics import FROM_DISPENSER, every
+from protocol.topics import FROM_DISPENSER, Channel, every
 
 KEEPALIVE_S: Final = 30
 SILENCE_S_MAX: Final = KEEPALIVE_S * 3 / 2
@@ -248,8 +248,7 @@ class Broker:
             if answer[1:2] != b"\x00":
                 raise BrokerGoneError(f"the broker refused the connection: code {answer[1:2].hex()}")
             self._connection = connection
-            prefix = f"$share/{self._share}/" if self._share else ""
-            patterns = [prefix + every(channel) for channel in FROM_DISPENSER]
+            patterns = [self._pattern(channel) for channel in FROM_DISPENSER]
             given = self._ask(connection, packets.subscribe(1, patterns), packets.SUBACK)[2:]
             if packets.REFUSED in given:
                 raise BrokerGoneError(f"the broker refused a subscription of {', '.join(patterns)}")
@@ -265,6 +264,12 @@ class Broker:
             self.connected = False
             self._connection = None
             connection.close()
+
+    def _pattern(self, channel: Channel) -> str:
+        """Every worker hears the status of every machine: a shared subscription is not given what is retained."""
+        if self._share is None or channel is Channel.STATUS:
+            return every(channel)
+        return f"$share/{self._share}/{every(channel)}"
 
     def _ask(self, connection: Connection, question: bytes, kind: int) -> bytes:
         """Send a question and wait for its answer; messages that come before it are handed over."""
