@@ -1,4 +1,7 @@
-"""Fixtures of the fault matrix. RELIABILITY_SEED replays one seed; the long form (42 machines, 200 facts, 5 seeds) is marked `soak`."""
+"""Fixtures of the fault matrix. RELIABILITY_SEED replays one seed; the long form (42 machines, 200 facts, 5 seeds) is marked `soak`.
+
+RELIABILITY_MACHINES is for the long form on a machine that has not the room for 42 processes.
+"""
 
 import os
 import random
@@ -53,8 +56,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     replayed = os.environ.get("RELIABILITY_SEED")
     seeds = (int(replayed),) if replayed else LONG_SEEDS
     short = pytest.param(Scale(3, 20, seeds[0], is_long=False), id=f"short-seed{seeds[0]}")
+    machines = int(os.environ.get("RELIABILITY_MACHINES", "42"))
     marks = [pytest.mark.soak, pytest.mark.timeout(3600)]
-    long = [pytest.param(Scale(42, 200, seed, is_long=True), id=f"long-seed{seed}", marks=marks) for seed in seeds]
+    long = [
+        pytest.param(Scale(machines, 200, seed, is_long=True), id=f"long-seed{seed}", marks=marks) for seed in seeds
+    ]
     metafunc.parametrize("scale", [short, *long])
 
 

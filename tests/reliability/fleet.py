@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from fleet_server.clock import system_now
-from fleet_server.database import Database
+from fleet_server.database import Database, DatabaseError, DatabaseUnavailableError
 from fleet_server.devices import fleet as devices
 from fleet_server.devices import outgoing, outgoing_store
 from fleet_server.embedded import BrokerAddress
@@ -32,6 +33,7 @@ SLOTS: Final = (1, 2, 3, 4)
 PRODUCT: Final = "CONDOM-M"
 PACKS: Final = 60
 VEND_MS: Final = 5
+ORDERS_A_ROUND: Final = 0.15
 _libc = ctypes.CDLL(None)
 
 
@@ -207,8 +209,9 @@ class Fleet:
 
     # ------------------------------------------------------------ looking
 
-    def until(self, holds: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-        """Wait for something; a generous limit that only catches hangs."""
+    def until(self, holds: Callable[[], Any], what: str, seconds: float | None = None) -> Any:
+        """Wait for something; without `seconds` a generous limit that only catches hangs."""
+        seconds = 60 + 5 * len(self.machines) if seconds is None else seconds
         ends_s = time.monotonic() + seconds
         while True:
             try:
@@ -289,11 +292,14 @@ class Fleet:
             database.close()
 
     def work(self, throw: random.Random, facts: int, pause_s: tuple[float, float] = (0.0, 0.1)) -> int:
-        """Visitors come to machines at random until each machine has had about `facts` of them; returns packs given."""
+        """Visitors come to all machines, `facts` of them to each, and now and then a door is ordered to open; returns packs given."""
         before = sum(machine.packs() for machine in self.machines)
         for _ in range(facts):
             for machine in self.machines:
                 machine.ask(throw.choice(SLOTS))
+            if throw.random() < ORDERS_A_ROUND:
+                with suppress(DatabaseError, DatabaseUnavailableError):  # it may be what was killed
+                    self.order_unlock(throw.choice(self.machines), lives_s=throw.choice([2, 60]))
             time.sleep(throw.uniform(*pause_s))
         return before - sum(machine.packs() for machine in self.machines)
 

@@ -14,6 +14,8 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from fleet_server.auth import service as auth
+from fleet_server.clock import system_now
 from fleet_server.database import Database
 from fleet_server.embedded import BrokerAddress, BrokerUser, EmbeddedBroker
 from tests.benchmarks.bare_mqtt import BareClient
@@ -193,7 +195,7 @@ def tried(fleet: Fleet, password: str) -> int:
 def test_x4_a_thousand_wrong_passwords_lock_the_account_and_its_address(
     fleet: Fleet, scale: Scale, attempts: None
 ) -> None:
-    outcomes = Counter(tried(fleet, f"wrong-password-{n}") for n in range(scale.of(100, 1_000)))
+    outcomes = Counter(tried(fleet, f"wrong-password-{n}") for n in range(scale.of(40, 1_000)))
     assert outcomes[401] == 8, outcomes
     assert outcomes.total() == outcomes[401] + outcomes[429], outcomes
     assert tried(fleet, PASSWORD) == 429
@@ -202,10 +204,13 @@ def test_x4_a_thousand_wrong_passwords_lock_the_account_and_its_address(
 def test_x4_twenty_attempts_at_once_at_the_edge_of_the_limit_do_not_pass_it(
     fleet: Fleet, scale: Scale, attempts: None
 ) -> None:
-    for n in range(6):
-        assert tried(fleet, f"wrong-password-{n}") == 401
+    database = Database(fleet.url)
+    with database.begin() as connection:
+        for _ in range(7):
+            auth.note_attempt(connection, "dispatcher", "127.0.0.1", system_now())
+    database.close()
     assert tried(fleet, PASSWORD) == 200  # a right one is not counted
     with ThreadPoolExecutor(20) as crowd:
         outcomes = Counter(crowd.map(lambda n: tried(fleet, f"wrong-password-{n}"), range(20)))
-    assert outcomes[401] <= 2, outcomes
+    assert outcomes[401] <= 1, outcomes
     assert outcomes.total() == outcomes[401] + outcomes[429], outcomes
