@@ -307,8 +307,9 @@ class StandIn:
             return
         peer.session = status.session
         if status.stream_id not in peer.streams:
+            if peer.streams:
+                peer.orders.clear()  # whether the former stream carried them out nobody can know
             peer.streams[status.stream_id], peer.newest = Stream(dispenser_id, status.stream_id), status.stream_id
-            peer.orders.clear()
         if peer.desired is not None:
             self._send(dispenser_id, Channel.DESIRED, encode(peer.desired))
         for value in peer.orders.values():

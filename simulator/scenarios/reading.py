@@ -110,8 +110,10 @@ def read(text: str, source: str = "scenario", given: Mapping[str, Any] | None = 
     root = _compose(text, source)
     if not isinstance(root.value, dict):
         raise ScenarioError([Mistake(source, root.line, "", "expected keys and values, beginning with `name:`")])
+    for name, value in (given or {}).items():
+        root.value[name], root.children[name] = value, _Spot(value, root.line, {}, {})
     try:
-        scenario = Scenario.model_validate(root.value | dict(given or {}))
+        scenario = Scenario.model_validate(root.value)
     except ValidationError as error:
         raise ScenarioError([_in_words(source, root, one) for one in error.errors(include_url=False)]) from None
     mistakes = [_mistake(source, root, loc, told) for loc, told in conflicts(scenario)]

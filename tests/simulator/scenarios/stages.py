@@ -28,9 +28,9 @@ def on_a_server(database_url: str, scenario: Scenario) -> Iterator[Stage]:
             auth.add_user(connection, name, name, PASSWORD, system_now(), depot)
     database.close()
     server = InProcessServer(database_url)
-    people = People(*(ServerApi(server.request, name, PASSWORD) for name in PEOPLE))
+    people = People(*(ServerApi(server.request, name, PASSWORD, 5) for name in PEOPLE))
     try:
-        yield Stage(Connection(InProcessBridge(server), people), patience_s=60)
+        yield Stage(Connection(InProcessBridge(server), people), patience_s=5)
     finally:
         server.close()
 
@@ -40,4 +40,4 @@ def on_a_stand_in(scenario: Scenario) -> Stage:
     options = {"begins": scenario.start.isoformat(), "dispensers": ",".join(scenario.dispensers())}
     server = connect(options)
     people = People(*(ServerApi(server.request, name, "") for name in PEOPLE))
-    return Stage(Connection(InProcessBridge(server), people), keeps_ledger=False, patience_s=60)
+    return Stage(Connection(InProcessBridge(server), people), keeps_ledger=False, patience_s=5)
