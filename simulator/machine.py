@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from device_agent import effects as ef
 from device_agent import events as ev
@@ -61,7 +61,7 @@ class SimulatedMachine(HappeningsMixin):
         self._link = False
         self._network_down_until = 0
         self._unheard_until_ms = self._unserved_until_ms = 0
-        self._unanswered = 0
+        self._unanswered: list[tuple[int, int]] = []
         self._inbox: list[tuple[Channel, bytes]] = []
         self._retained: bytes | None = None
         self._closing = False
@@ -132,7 +132,7 @@ class SimulatedMachine(HappeningsMixin):
     @property
     def waits(self) -> bool:
         """Whether the lane stands still for an answer of the server."""
-        return self._unanswered > 0
+        return bool(self._unanswered)
 
     def run_until(self, end_ms: int) -> bool:
         """Run the lane to `end_ms`; returns whether it got there, or waits for an answer."""
@@ -190,9 +190,10 @@ class SimulatedMachine(HappeningsMixin):
 
     def _publish(self, channel: Channel, payload: bytes, qos: int, retain: bool) -> None:
         if channel is Channel.FACTS:
-            self.truth.tally.sent(payload)
+            sent = self.truth.tally.sent(payload)
             # Nobody waits for an answer that will not arrive: the agent's own timeout does what it is for.
-            self._unanswered += self.now_ms >= self._unheard_until_ms
+            if self.now_ms >= self._unheard_until_ms:
+                self._unanswered.append(sent)
         if channel is not Channel.FACTS or self.now_ms >= self._unserved_until_ms:
             self._send(self.id, channel, payload, qos, retain)
 
@@ -274,7 +275,7 @@ class SimulatedMachine(HappeningsMixin):
             return
         self._link = False
         self.truth.tally.disconnected(self.now_ms)
-        self._unanswered = 0
+        self._unanswered.clear()
         will = self._will
         self._inbox.clear()
         self.tell(ev.LinkDown())
@@ -328,13 +329,22 @@ class SimulatedMachine(HappeningsMixin):
         """A message has arrived from the broker. An answer lets the lane go on; what nobody asked for waits for `deliver`."""
         if channel is Channel.ACK and b'"sent_at_ms"' in payload:
             if self._unanswered:
-                self._unanswered -= 1
+                self._answered(json.loads(payload))
                 at_ms = self.now_ms + self.world.latency_ms(self.id, self.now_ms)
                 self.plan(at_ms, lambda: self._hear(channel, told_at(payload, at_ms)))
         else:
             if channel is Channel.DESIRED:
                 self._retained = payload
             self._inbox.append((channel, payload))
+
+    def _answered(self, answer: dict[str, Any]) -> None:
+        """Strike out what an answer answers: a server says once how far several batches got."""
+        if answer["kind"] == "ack":
+            through = answer["through_seq"]
+            self._unanswered = [(sent_ms, last) for sent_ms, last in self._unanswered if last > through]
+        else:
+            places = [place for place, (sent_ms, _) in enumerate(self._unanswered) if sent_ms == answer["sent_at_ms"]]
+            del self._unanswered[: places[-1] + 1 if places else 0]
 
     def deliver(self) -> bool:
         """Let what the server sent of itself arrive now; returns whether there was any."""
@@ -354,7 +364,7 @@ class SimulatedMachine(HappeningsMixin):
 
     def give_up_waiting(self) -> None:
         """Real patience is over: virtual time goes on, and the agent's own timeout does what it is for."""
-        self._unanswered = 0
+        self._unanswered.clear()
 
     # ------------------------------------------------------------ by hand
 

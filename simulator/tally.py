@@ -65,14 +65,15 @@ class Tally:
             case _:
                 pass
 
-    def sent(self, batch: bytes) -> None:
-        """The machine sent a batch of facts."""
+    def sent(self, batch: bytes) -> tuple[int, int]:
+        """The machine sent a batch of facts; returns when it says that was, and the number of its last fact."""
         head, *lines = batch.split(b"\n")
         header = json.loads(head)
         stream_id, last = header["stream_id"], header["first_seq"] + len(lines) - 1
         before = self._sent_through.get(stream_id, 0)
         self.resent += max(0, min(before, last) - header["first_seq"] + 1)
         self._sent_through[stream_id] = max(before, last)
+        return header["sent_at_ms"], last
 
     # ------------------------------------------------------------ the connection
 
