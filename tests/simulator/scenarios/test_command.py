@@ -24,7 +24,7 @@ faults:
 expect:
   - audit clean
   - offline[HD-002] >= 6 h
-  - facts >= 20
+  - facts >= 15
 """
 ROUNDS = GOOD.replace("fleet:", "restock: {policy: rounds, every: 1 d}\nfleet:")
 
@@ -37,7 +37,7 @@ def good(tmp_path: Path) -> str:
 
 @pytest.fixture
 def failing(tmp_path: Path) -> str:
-    (tmp_path / "failing.yaml").write_text(ROUNDS.replace("facts >= 20", "facts >= 2000"))
+    (tmp_path / "failing.yaml").write_text(ROUNDS.replace("facts >= 15", "facts >= 2000"))
     return str(tmp_path / "failing.yaml")
 
 

@@ -10,6 +10,10 @@ from tests.simulator.scenarios.stages import on_a_server
 
 LONG = ("ordinary-year", "post-festival-surge")
 """Weeks and months of all 42 machines."""
+OFTEN = (
+    "broker-loss", "duplicates-after-restart", "lot-recall", "sd-card-replaced", "sd-card-restored", "visit-finished-offline",
+)  # fmt: skip
+"""Played in every test run; the others, and these with more seeds, in `make soak`."""
 ABOUT = {
     "broker-loss", "clock-jumps", "count-dispute", "duplicates-after-restart", "four-day-outage", "heat-week", "lot-recall",
     "ordinary-year", "post-festival-surge", "sd-card-replaced", "sd-card-restored", "stolen-machine", "unverified-drops",
@@ -25,7 +29,10 @@ def test_at_least_these_are_shipped() -> None:
         assert load(name).name == name
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if name not in LONG])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.soak) for name in shipped() if name not in LONG],
+)
 def test_what_a_shipped_scenario_expects_holds(database_url: str, name: str) -> None:
     scenario = load(name)
     with on_a_server(database_url, scenario) as stage:
