@@ -1,5 +1,7 @@
 """A machine without a server: its card, its board's file, and its agent as a process that is forked, traced and killed."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +68,11 @@ class Kiosk:
 
     def facts(self) -> list[Fact]:
         return [decode_fact(line) for line in self.opened("lines")]
+
+    def kinds_now(self) -> set[type]:
+        """The kinds of facts in the file, read beside the agent that writes it."""
+        with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True, timeout=20)) as db:
+            return {type(decode_fact(line)) for (line,) in db.execute("SELECT line FROM facts")}
 
     def opened(self, what: str) -> Any:
         outbox = Outbox(self.outbox, "HD-001")
