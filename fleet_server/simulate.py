@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,8 @@ FACTORIES: Final = {
     "broker": ("--served", "fleet_server.simulate:served"),
 }
 
+INTERRUPTED: Final = 130
+
 Over = Literal["process", "broker"]
 
 
@@ -57,6 +60,7 @@ def over(value: str) -> Over:
 
 def run(options: Options) -> int:
     """Play; returns the simulator's exit code: 0 where everything holds, 1 where something does not, 2 for bad input."""
+    signal.signal(signal.SIGTERM, _interrupt)
     directory = Path(tempfile.mkdtemp(prefix="dispenser-fleet-"))
     # PostgreSQL runs as another user when we are root.
     directory.chmod(0o711)
@@ -73,11 +77,18 @@ def run(options: Options) -> int:
                 auth.add_user(connection, name, name, passwords[name], system_now(), depot)
         database.close()
         return subprocess.run(_command(options, directory), check=False).returncode
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except EmbeddedError as error:
         raise InputError(str(error.what), error.value, error.expected) from None
     finally:
         postgres.remove()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Whoever ends us wants the database and its directory gone as well."""
+    raise KeyboardInterrupt
 
 
 def _keep(path: Path, value: Mapping[str, str]) -> None:

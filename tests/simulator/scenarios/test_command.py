@@ -1,6 +1,7 @@
 """`python -m simulator scenario|check|list|schema` and `dispenser-fleet simulate`: exit codes, reports, replays."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -151,3 +152,20 @@ def test_simulate_says_what_is_wrong_with_its_input() -> None:
         assert ran.returncode == 2
         assert told in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_simulate_leaves_nothing_behind_when_it_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text(GOOD.replace("days: 2", "days: 60").replace("sites: 2", "sites: 8"))
+    command = [sys.executable, "-m", "fleet_server", "simulate", str(tmp_path / "long.yaml")]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
+    (tmp_path / "scratch").mkdir()
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        directory.chmod(directory.stat().st_mode | 0o011)  # PostgreSQL may run as another user
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        assert running.stderr is not None
+        assert "two-days: " in running.stderr.readline()
+        running.terminate()
+        assert running.wait(60) == 130
+    assert list((tmp_path / "scratch").iterdir()) == []
