@@ -103,9 +103,11 @@ def test_x2_on_the_embedded_broker_a_stolen_client_id_disturbs_and_neither_reads
     throw, machine = scale.throw(), fleet.machines[0]
     _, before = fleet.online()[machine.id]
     for _ in range(scale.of(3, 30)):
-        intruder = BareClient(fleet.installation.address, "fleet", machine.id)
-        fleet.work(throw, 2)
-        intruder.close()
+        # The machine comes back at once and takes its name again, perhaps before the intruder has its answer.
+        with contextlib.suppress(ConnectionError):
+            intruder = BareClient(fleet.installation.address, "fleet", machine.id)
+            fleet.work(throw, 2)
+            intruder.close()
     fleet.until(lambda: fleet.online()[machine.id][0] and fleet.online()[machine.id][1] > before, "it is back")
     fleet.settle(scale.note)
 
