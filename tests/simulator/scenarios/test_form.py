@@ -2,12 +2,15 @@
 
 from datetime import datetime, timedelta
 
+import jsonschema_rs
 import pytest
+import yaml
 
 from simulator.faults import Injection, Kind
 from simulator.scenarios import injections
+from simulator.scenarios.command import schema
 from simulator.scenarios.form import Scenario
-from simulator.scenarios.reading import Mistake, ScenarioError, load, read
+from simulator.scenarios.reading import SHIPPED, Mistake, ScenarioError, load, read, shipped
 from simulator.world import DAY_MS, LOCAL
 
 HOUR_MS = 3_600_000
@@ -198,13 +201,35 @@ def test_what_is_no_file_and_no_name_is_told_so(tmp_path_factory: pytest.TempPat
     assert "expected a .yaml file or the name of a shipped scenario" in str(caught.value)
 
 
+def test_the_schema_for_editors_takes_every_shipped_file_and_refuses_what_we_refuse() -> None:
+    validator = jsonschema_rs.validator_for(schema())
+    for name in shipped():
+        assert validator.is_valid(
+            yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")) | {"start": "2026-06-01"}
+        )
+    for old, new in (
+        ("seed: 7", "seeed: 7"),
+        ("seed: 7", "seed: seven"),
+        ("for: 4 d", "for: 4 dayz"),
+        ("kind: network_fails", "kind: network_failed"),
+        ("code: SLOT_JAM", "code: SLOT_JAMM"),
+        ("event: server_outage", "event: server_outrage"),
+        ("policy: rounds", "policy: round"),
+    ):
+        text = with_line(old, new).replace("start: 2026-06-01", "start: '2026-06-01'")
+        assert not validator.is_valid(yaml.safe_load(text)), new
+
+
 def test_the_schema_for_editors_knows_every_key() -> None:
-    schema = Scenario.model_json_schema()
-    assert set(schema["properties"]) == {
+    described = Scenario.model_json_schema()
+    assert set(described["properties"]) == {
         "name", "description", "seed", "start", "days", "world", "fleet", "restock", "faults", "events", "expect",
     }  # fmt: skip
-    assert schema["additionalProperties"] is False
-    fault = schema["$defs"]["Fault"]["properties"]
+    assert described["additionalProperties"] is False
+    fault = described["$defs"]["Fault"]["properties"]
     assert "for" in fault
     assert "network_fails" in str(fault["kind"])
-    assert set(schema["properties"]["events"]["items"]["discriminator"]["mapping"]) >= {"broker_outage", "lot_recall"}
+    assert set(described["properties"]["events"]["items"]["discriminator"]["mapping"]) >= {
+        "broker_outage",
+        "lot_recall",
+    }
