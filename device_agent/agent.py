@@ -62,6 +62,7 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._key_on = False
         self._unlocked_ms: int | None = None
         self._unlock_order: str | None = None
+        self._held_opening = None
         self._link_up = False
         self._session_begun = False
         self.session_began_ms = 0

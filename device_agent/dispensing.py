@@ -155,7 +155,7 @@ class DispensingMixin(FaultsMixin):
         self._vend_due_ms = None
         if self.state in {State.VENDING, State.VENDING_DOOR_OPEN}:
             self.state = after(self.state, Step.VEND_ENDED)
-        effects: list[Effect] = [Show(self.display(message=f"vend:{outcome}"))]
+        effects: list[Effect] = [*self.tell_held_door(at), Show(self.display(message=f"vend:{outcome}"))]
         if intent.order_id is not None:
             effects += self.order_done(intent.order_id, ok=outcome is Outcome.DELIVERED, detail=str(outcome), at=at)
         return effects

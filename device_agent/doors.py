@@ -1,7 +1,7 @@
 """Door sessions: while the door is open the machine serves nobody, and everything done has one place in the stream."""
 
 import random
-from typing import Final
+from typing import Final, NamedTuple
 
 from device_agent.effects import Effect, Show
 from device_agent.faults import FaultsMixin
@@ -16,6 +16,14 @@ AUTHORISED_MS: Final = 120_000
 """An unlock order authorises a door that opens this soon after it."""
 
 
+class Opening(NamedTuple):
+    """How a door was opened."""
+
+    authorised: bool
+    order_id: str | None
+    life_count: int | None
+
+
 class DoorMixin(FaultsMixin):
     """The part of the agent that watches the door."""
 
@@ -24,6 +32,7 @@ class DoorMixin(FaultsMixin):
     _key_on: bool
     _unlocked_ms: int | None
     _unlock_order: str | None
+    _held_opening: Opening | None
 
     def _door_opened(self, at: Moment, life_count: int | None) -> list[Effect]:
         if self._door_open:
@@ -32,28 +41,42 @@ class DoorMixin(FaultsMixin):
         if self.state is State.OUT_OF_SERVICE:
             return []  # told when the storage is back
         recently = self._unlocked_ms is not None and at.mono_ms - self._unlocked_ms <= AUTHORISED_MS
-        authorised = recently or self._key_on
-        session = self.outbox.meta.get("door_session")
-        if not session:
+        opening = Opening(recently or self._key_on, self._unlock_order if recently else None, life_count)
+        if self.state is State.VENDING:
+            # The pack that falls now left the coil before anybody counts: its fact comes first.
+            self._held_opening = opening
+        else:
+            self._begin_session(opening, at)
+        self.state = after(self.state, Step.DOOR_OPENED)
+        return [Show(self.display())]
+
+    def _begin_session(self, opening: Opening, at: Moment) -> None:
+        self._held_opening = None
+        if not self.outbox.meta.get("door_session"):
             session = f"{self._randomness.randrange(1_000_000):06d}"
-            raised = [] if authorised else [("DOOR_OPEN_UNAUTH", None, "")]
+            raised = [] if opening.authorised else [("DOOR_OPEN_UNAUTH", None, "")]
             facts, faults = self.fault_facts(at, raised)
             opened = DoorOpened(
                 **self._when(at),
                 session=session,
-                authorised=authorised,
-                order_id=self._unlock_order if recently else None,
-                life_count=life_count,
+                authorised=opening.authorised,
+                order_id=opening.order_id,
+                life_count=opening.life_count,
             )
             meta = {
                 "door_session": session,
                 "door_opened_ms": self._time.now_ms(at),
-                "door_unauthorised": not authorised,
+                "door_unauthorised": not opening.authorised,
             }
             self._keep(opened, *facts, meta=meta | faults)
         in_visit = not self.outbox.meta.get("door_unauthorised")
         self.note(self.watch.door(at.mono_ms, is_open=True, in_visit=in_visit), at)
-        self.state = after(self.state, Step.DOOR_OPENED)
+
+    def tell_held_door(self, at: Moment) -> list[Effect]:
+        """Tell of a door that opened while a vend was running, now that its result is kept."""
+        if self._held_opening is None:
+            return []
+        self._begin_session(self._held_opening, at)
         return [Show(self.display())]
 
     def _door_closed(self, at: Moment, life_count: int | None) -> list[Effect]:
@@ -62,6 +85,7 @@ class DoorMixin(FaultsMixin):
         self._door_open = False
         if self.state is State.OUT_OF_SERVICE:
             return []
+        self.tell_held_door(at)
         self._close_session(at, life_count)
         self.state = after(self.state, Step.DOOR_CLOSED)
         return [Show(self.display())]

@@ -50,6 +50,10 @@ class AgentParts:
         """The facts of faults that begin and end, and the memory to be kept with them."""
         raise NotImplementedError
 
+    def tell_held_door(self, at: Moment) -> list[Effect]:
+        """Tell of a door that opened while a vend was running."""
+        raise NotImplementedError
+
     def order_done(self, order_id: str, *, ok: bool, detail: str, at: Moment) -> list[Effect]:
         """Answer an order that was carried out."""
         raise NotImplementedError

@@ -47,8 +47,12 @@ class Sender:
         self.forked = False
 
     def link_up(self) -> None:
-        """Begin anew from the last acknowledged fact, and with the first timeout: this may be the link that works."""
+        """Begin anew from the last acknowledged fact, and with the first timeout: this may be the link that works.
+
+        A forked stream is tried again too: the server's answer makes sure that the order which ends it is on its way.
+        """
         self._up = True
+        self.forked = False
         self._timeout_ms = self._first_timeout_ms
         self._silent_since_ms = None
         self._hold_until_ms = None

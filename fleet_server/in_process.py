@@ -15,6 +15,7 @@ from fleet_server.ingest.worker import Message, Work, Worker
 from fleet_server.settings import Settings
 from fleet_server.web.direct import Routes
 
+READY = "/readyz"
 Arrived = tuple[str, bytes]
 """(topic, payload) on its way to machines."""
 
@@ -28,13 +29,16 @@ class _Outgoing:
         self._worker, self._deliver = worker, deliver
         self.sent = 0
         self.handled = 0
+        self.again = False
+        """What was sent may have been lost: the next time it is sent again."""
 
     def await_handled(self, messages: int) -> None:
         """Everything taken is committed before a route is asked."""
 
     def flush(self) -> None:
         """Hand over what waits for machines."""
-        messages = self._worker.outbound()
+        messages = self._worker.outbound(again=self.again)
+        self.again = False
         self.sent += len(messages)
         self._deliver([(message.topic, message.payload) for message in messages])
 
@@ -49,7 +53,8 @@ class InProcessServer:
         self._worker = Worker(self._services.database, self._services.clock)
         self._open: Work | None = None
         self._arrived: list[Arrived] = []
-        self._services.ingest = _Outgoing(self._worker, self._arrived.extend)
+        self._outgoing = _Outgoing(self._worker, self._arrived.extend)
+        self._services.ingest = self._outgoing
         self._routes = Routes(self._services)
 
     def take(self, messages: Sequence[Arrived]) -> list[Arrived]:
@@ -68,11 +73,19 @@ class InProcessServer:
             opened, self._open = self._open, None
             opened.commit()
 
+    def crash(self) -> None:
+        """Lose what was taken and not committed, with its answers and what was on its way, as a killed process does."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        self._arrived.clear()
+        self._outgoing.again = True
+
     def request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
         """Ask the REST API: (status, body). What was taken before is committed first."""
-        self.commit()
-        if path == "/readyz":
+        if path == READY:
             return 200, b"{}"
+        self.commit()
         token = headers.get("Authorization", "").removeprefix("Bearer ") or None
         status, answer = self._routes.ask(method, path, body, token)
         if isinstance(answer, InputError):

@@ -20,7 +20,7 @@ class Bridge(Protocol):
 
     @property
     def settling_s(self) -> float:
-        """Real seconds in which a server that we have just met sends what it had waiting."""
+        """Real seconds in which a server that we have just met sends what it had waiting; 0: all is here at once."""
         ...
 
     @property

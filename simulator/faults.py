@@ -23,6 +23,7 @@ class Kind(StrEnum):
     NETWORK_FAILS = "network_fails"
     ACKS_LOST = "acks_lost"
     SERVER_SILENT = "server_silent"
+    NETWORK_BAD = "network_bad"
     SIGNAL_WEAK = "signal_weak"
     SIM_DENIED = "sim_denied"
     MAINS_FAILS = "mains_fails"
@@ -72,6 +73,7 @@ FORMS: Final[dict[Kind, Form]] = {
     Kind.NETWORK_FAILS: Form(until="yes", codes=("NET_LOSS", "COMM_RELIABILITY_LOW")),
     Kind.ACKS_LOST: Form(until="yes"),
     Kind.SERVER_SILENT: Form(until="yes"),
+    Kind.NETWORK_BAD: Form(until="yes", value="yes", unit="percent of batches lost, unanswered, doubled or late"),
     Kind.SIGNAL_WEAK: Form(value="may", unit="dBm", codes=("NET_WEAK",)),
     Kind.SIM_DENIED: Form(codes=("SIM_FAULT",)),
     Kind.MAINS_FAILS: Form(until="yes", codes=("POWER_LOSS", "BATTERY_LOW")),

@@ -26,6 +26,7 @@ WINDOW_MS: Final = 6 * HOUR_MS
 SILENCE_S: Final = 3.0
 """Real seconds without any answer after which connection and server are looked at."""
 OUTGOING_WAIT_S: Final = 3.0
+FINISHING_STEPS_MAX: Final = 20
 RELEASE: Final = timedelta(hours=6, minutes=30)
 BEGIN_WORK: Final = timedelta(hours=8)
 
@@ -175,18 +176,20 @@ class Fleet:
         chains = sorted(f"{name}:{machine.chain()}" for name, machine in self.machines.items())
         return hashlib.sha256("\n".join(chains).encode()).hexdigest()
 
-    def finish(self, patience_s: float) -> None:
-        """End outages and send what is still to be sent, so that everything is told."""
+    def finish(self, patience_s: float) -> int:
+        """End outages and send what is still to be sent, so that everything is told; returns how long that took (ms)."""
         self._patience_s = patience_s
         for machine in self.machines.values():
             machine.heal()
-        for _ in range(20):
+        healed_ms = self.now_ms
+        for _ in range(FINISHING_STEPS_MAX):
             self.now_ms += 30_000
             self._run_lanes(self.now_ms)
             self._synchronise()
             self.crew.send_due(all_of_it=True)
             if not any(machine.pending() for machine in self.machines.values()):
-                return
+                break
+        return self.now_ms - healed_ms
 
     def _run_lanes(self, end_ms: int) -> None:
         deadline = monotonic() + self._patience_s
@@ -254,7 +257,7 @@ class Fleet:
             arrived = self._bridge.take(0.02)
             if arrived is not None:
                 self._hand_over(*arrived)
-            elif monotonic() >= deadline:
+            elif self._bridge.settling_s == 0 or monotonic() >= deadline:
                 break
         if not known:
             self._offset = self._received - total

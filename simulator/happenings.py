@@ -11,6 +11,7 @@ from device_agent import events as ev
 from simulator.boards.virtual_board import ANY_SLOT, Fault, Turn, VirtualBoard
 from simulator.card import Card
 from simulator.faults import FORMS, Injection, InjectionError, Kind
+from simulator.link import Link
 from simulator.truth import Truth
 from simulator.world import DAY_MS, HOUR_MS, LOCAL_MS, Site, Visitor, World, local_hour
 
@@ -45,8 +46,7 @@ class HappeningsMixin:
     _powered: bool
     _door_open: bool
     _lock_pulsed: bool
-    _unheard_until_ms: int
-    _unserved_until_ms: int
+    link: Link
     _outbox: Card
     truth: Truth
 
@@ -147,10 +147,12 @@ class HappeningsMixin:
             case Kind.NETWORK_FAILS:
                 self._network_fails(injection.until_ms or NEVER_MS)
             case Kind.ACKS_LOST:
-                self._unheard_until_ms = max(self._unheard_until_ms, injection.until_ms or 0)
+                self.link.unheard_until_ms = max(self.link.unheard_until_ms, injection.until_ms or 0)
             case Kind.SERVER_SILENT:
-                self._unheard_until_ms = max(self._unheard_until_ms, injection.until_ms or 0)
-                self._unserved_until_ms = max(self._unserved_until_ms, injection.until_ms or 0)
+                self.link.unserved_until_ms = max(self.link.unserved_until_ms, injection.until_ms or 0)
+            case Kind.NETWORK_BAD:
+                self.link.bad_until_ms = injection.until_ms or 0
+                self.link.bad_share = float(injection.value or 0) / 100
             case Kind.SIM_DENIED:
                 self._read_sensors()
                 self._network_fails(injection.until_ms or NEVER_MS)
@@ -286,7 +288,7 @@ class HappeningsMixin:
             raise InjectionError(f"{kind} at {self.now_ms}: expected {Kind.CARD_KEPT} before it")
         self._cut_power(self.now_ms)
         self._outbox.close()
-        self.cards += image is None
+        self.cards += 1
         self._open_card(image or b"")
         if image is not None:
             self.truth.begin(self._outbox)

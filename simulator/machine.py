@@ -8,23 +8,24 @@ import heapq
 import itertools
 import json
 import random
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from device_agent import effects as ef
 from device_agent import events as ev
 from device_agent.agent import Agent
 from device_agent.moment import Moment
 from device_agent.settings import AgentSettings
+from protocol.messages import LotPacks
 from protocol.topics import Channel
 from simulator.access import Access
 from simulator.boards.virtual_board import IDENTITY, Chances, Turn, VirtualBoard
 from simulator.card import Card
 from simulator.faults import Kind
 from simulator.happenings import HappeningsMixin
+from simulator.link import Fate, Link, told_at
 from simulator.truth import Truth, kept_from_serving
 from simulator.world import Site, Visitor, World, day_start_ms, local, local_day
 
@@ -32,7 +33,6 @@ WILL_DELAY_MS: Final = 45_000
 """A broker notices a dead connection after one and a half keep-alives."""
 BOOT_MS: Final = 20_000
 RETRY_MS: Final = 40_000
-SERVER_AT: Final = re.compile(rb'"server_at_ms":\d+')
 
 
 class SimulatedMachine(HappeningsMixin):
@@ -60,8 +60,7 @@ class SimulatedMachine(HappeningsMixin):
         self._powered = False
         self._link = False
         self._network_down_until = 0
-        self._unheard_until_ms = self._unserved_until_ms = 0
-        self._unanswered: list[tuple[int, int]] = []
+        self.link = Link(world, self.id)
         self._inbox: list[tuple[Channel, bytes]] = []
         self._retained: bytes | None = None
         self._closing = False
@@ -107,8 +106,9 @@ class SimulatedMachine(HappeningsMixin):
         self._outbox = Card(path, self.id, self.world.stream("stream", self.id, self.cards), image)
 
     def _new_agent(self) -> Agent:
-        boots = int(self._outbox.meta.get("session", 0)), self._outbox.last_seq
-        draw = self.world.stream("boot", self.id, *boots)
+        # An old card must not make an agent throw the same dice again.
+        where = int(self._outbox.meta.get("session", 0)), self._outbox.last_seq, self.cards
+        draw = self.world.stream("boot", self.id, *where)
         settings = AgentSettings(dispenser_id=self.id)
         return Agent(settings, self._outbox, IDENTITY, draw, f"{draw.getrandbits(32):08x}")
 
@@ -132,7 +132,7 @@ class SimulatedMachine(HappeningsMixin):
     @property
     def waits(self) -> bool:
         """Whether the lane stands still for an answer of the server."""
-        return bool(self._unanswered)
+        return self.link.waits
 
     def run_until(self, end_ms: int) -> bool:
         """Run the lane to `end_ms`; returns whether it got there, or waits for an answer."""
@@ -177,10 +177,13 @@ class SimulatedMachine(HappeningsMixin):
                 case ef.AskBoard(sequence):
                     self._ask_board(sequence)
                 case ef.PulseLock():
+                    self.truth.tally.pulses += 1
                     self._pulse_lock()
                 case ef.ClearJam() | ef.SelfTest():
+                    self.truth.tally.acted[effect.order_id] += 1
                     self._board_does(effect)
-                case ef.Restart():
+                case ef.Restart(order_id):
+                    self.truth.tally.acted[order_id] += 1
                     self._cut_power(self.now_ms + BOOT_MS)
                 case ef.Reconnect():
                     self._link_down()
@@ -189,13 +192,27 @@ class SimulatedMachine(HappeningsMixin):
                     self._seen(display)
 
     def _publish(self, channel: Channel, payload: bytes, qos: int, retain: bool) -> None:
-        if channel is Channel.FACTS:
-            sent = self.truth.tally.sent(payload)
-            # Nobody waits for an answer that will not arrive: the agent's own timeout does what it is for.
-            if self.now_ms >= self._unheard_until_ms:
-                self._unanswered.append(sent)
-        if channel is not Channel.FACTS or self.now_ms >= self._unserved_until_ms:
+        if channel is not Channel.FACTS:
             self._send(self.id, channel, payload, qos, retain)
+            return
+        sent = self.truth.tally.sent(payload)
+        match self.link.fate(self.now_ms):
+            case Fate.ARRIVES:
+                self._send_batch(payload, sent)
+            case Fate.UNANSWERED:
+                self._send_batch(payload, sent, heard=False)
+            case Fate.DOUBLED:
+                self._send_batch(payload, sent)
+                self._send_batch(payload, sent)
+            case Fate.LATE:
+                self.plan(self.now_ms + self.link.later_ms(self.now_ms), lambda: self._send_batch(payload, sent))
+            case Fate.LOST:
+                pass  # the agent's own timeout does what it is for
+
+    def _send_batch(self, payload: bytes, sent: tuple[int, int], *, heard: bool = True) -> None:
+        if self._link:
+            self.link.sent(*sent, heard=heard)
+            self._send(self.id, Channel.FACTS, payload, 1, False)
 
     def _turn(self, turn: Turn) -> None:
         ended = ev.VendEnded(turn.board_sequence, turn.result, turn.duration_ms, self.board.life_count)
@@ -275,7 +292,7 @@ class SimulatedMachine(HappeningsMixin):
             return
         self._link = False
         self.truth.tally.disconnected(self.now_ms)
-        self._unanswered.clear()
+        self.link.cut()
         will = self._will
         self._inbox.clear()
         self.tell(ev.LinkDown())
@@ -292,7 +309,7 @@ class SimulatedMachine(HappeningsMixin):
     def heal(self) -> None:
         """End every outage now, and let nobody come any more: a run ends with everything told."""
         self._closing = True
-        self._unheard_until_ms = self._unserved_until_ms = 0
+        self.link.heal()
         if self.stolen:
             return
         self._healed()
@@ -328,23 +345,13 @@ class SimulatedMachine(HappeningsMixin):
     def message(self, channel: Channel, payload: bytes) -> None:
         """A message has arrived from the broker. An answer lets the lane go on; what nobody asked for waits for `deliver`."""
         if channel is Channel.ACK and b'"sent_at_ms"' in payload:
-            if self._unanswered:
-                self._answered(json.loads(payload))
+            if self.link.answered(payload):
                 at_ms = self.now_ms + self.world.latency_ms(self.id, self.now_ms)
                 self.plan(at_ms, lambda: self._hear(channel, told_at(payload, at_ms)))
         else:
             if channel is Channel.DESIRED:
                 self._retained = payload
             self._inbox.append((channel, payload))
-
-    def _answered(self, answer: dict[str, Any]) -> None:
-        """Strike out what an answer answers: a server says once how far several batches got."""
-        if answer["kind"] == "ack":
-            through = answer["through_seq"]
-            self._unanswered = [(sent_ms, last) for sent_ms, last in self._unanswered if last > through]
-        else:
-            places = [place for place, (sent_ms, _) in enumerate(self._unanswered) if sent_ms == answer["sent_at_ms"]]
-            del self._unanswered[: places[-1] + 1 if places else 0]
 
     def deliver(self) -> bool:
         """Let what the server sent of itself arrive now; returns whether there was any."""
@@ -364,7 +371,7 @@ class SimulatedMachine(HappeningsMixin):
 
     def give_up_waiting(self) -> None:
         """Real patience is over: virtual time goes on, and the agent's own timeout does what it is for."""
-        self._unanswered.clear()
+        self.link.cut()
 
     # ------------------------------------------------------------ by hand
 
@@ -392,6 +399,30 @@ class SimulatedMachine(HappeningsMixin):
         """A stream for something that happens at this machine now."""
         return self.world.stream(purpose, self.id, self.now_ms)
 
+    def count_exactly(self) -> None:
+        """Somebody opens the door with the key, counts every slot, and enters it at the machine itself."""
+        self.open_door(by_key=True)
+        for slot in sorted(self.agent.plan.slots):
+            self.tell(ev.LocalCount(slot, len(self.board.coils.get(slot, []))))
+            self.truth.counted(slot, 0)
+        self.close_door()
+
+    def fill_up(self) -> None:
+        """Somebody fills every slot with the lot that expires last, and enters it at the machine itself."""
+        self.open_door(by_key=True)
+        for slot, plan in sorted(self.agent.plan.slots.items()):
+            lots = [lot for (product, _), lot in self.agent.plan.lots.items() if product == plan.product]
+            packs = plan.capacity - len(self.board.coils.get(slot, []))
+            if lots and packs > 0:
+                lot = max(lots, key=lambda known: (known.expires_on, known.lot)).lot
+                self.board.load(slot, lot, packs)
+                self.tell(ev.LocalRefill(slot, plan.product, added=(LotPacks(lot=lot, packs=packs),)))
+        self.close_door()
+
+    def acknowledged(self) -> tuple[str, int]:
+        """Name the stream, and the last of its facts that the server has acknowledged."""
+        return self._outbox.stream_id, self._outbox.acked_through
+
     def reopen(self) -> None:
         """Let people come again."""
         self._closing = False
@@ -411,8 +442,3 @@ class SimulatedMachine(HappeningsMixin):
     def facts(self) -> int:
         """Facts recorded, in all streams."""
         return self.truth.tally.facts
-
-
-def told_at(payload: bytes, at_ms: int) -> bytes:
-    """Return a server's answer as a server whose clock runs would have given it: ours stands still while lanes run."""
-    return SERVER_AT.sub(b'"server_at_ms":%d' % at_ms, payload, count=1)

@@ -35,6 +35,10 @@ class Tally:
     temperature_c_max: float | None = None
     blocked_dispensed: int = 0
     """Packs of a lot that was blocked when they fell, as far as the machine knew its lots."""
+    pulses: int = 0
+    """How often the lock was pulsed."""
+    acted: Counter[str] = field(default_factory=Counter)
+    """How often the board was asked to carry out an order, by its id."""
     _answers: Counter[str] = field(default_factory=Counter)
     _sent_through: dict[str, int] = field(default_factory=dict)
     _offline_since_ms: int | None = None

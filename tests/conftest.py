@@ -8,8 +8,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -137,6 +137,20 @@ def another_database_url(postgres_url: str, template_database: str, application_
     """One more of them, to compare with."""
     with _fresh_database(postgres_url, template_database) as url:
         yield _as_application(url, application_user)
+
+
+@pytest.fixture
+def fresh_database(
+    postgres_url: str, template_database: str, application_user: tuple[str, str]
+) -> Callable[[], AbstractContextManager[str]]:
+    """Makes as many of them as are asked for, one after the other."""
+
+    @contextmanager
+    def make() -> Iterator[str]:
+        with _fresh_database(postgres_url, template_database) as url:
+            yield _as_application(url, application_user)
+
+    return make
 
 
 @pytest.fixture

@@ -130,13 +130,13 @@ class Installation:
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def played(self, days: float, seed_: int) -> dict[str, Any]:
+    def played(self, days: float, seed_: int, timeout_s: float = 300) -> dict[str, Any]:
         """Play undisturbed; returns the simulator's summary."""
-        return self.finished(self.simulate(days, seed_))
+        return self.finished(self.simulate(days, seed_), timeout_s)
 
     @staticmethod
-    def finished(simulator: "subprocess.Popen[str]") -> dict[str, Any]:
-        out, err = simulator.communicate(timeout=300)
+    def finished(simulator: "subprocess.Popen[str]", timeout_s: float = 300) -> dict[str, Any]:
+        out, err = simulator.communicate(timeout=timeout_s)
         assert simulator.returncode == 0, err
         summary: dict[str, Any] = json.loads(out)
         return summary

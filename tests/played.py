@@ -1,6 +1,6 @@
 """Fleets that are played in this process: the shipped agents, ingest, API and a real PostgreSQL, without a broker."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,7 +15,7 @@ from simulator.auditor import Auditor, Findings
 from simulator.bridges import Bridge, InProcessBridge
 from simulator.fleet import Fleet, People
 from simulator.server_api import ServerApi
-from simulator.world import DAY_MS, Site, World, site_rows, sites
+from simulator.world import DAY_MS, HOUR_MS, Site, World, site_rows, sites
 
 BEGINS: Final = datetime(2026, 9, 20, 16, tzinfo=UTC)
 """A local midnight."""
@@ -58,6 +58,14 @@ class Played:
         self.fleet.finish(60)
         return Auditor(self.people.administrator).compare(self.fleet.machines)
 
+    def fill(self) -> None:
+        """Fill every machine by hand, told at the machine itself; and let nobody bring more."""
+        self.fleet.crew.stays_home = True
+        self.fleet.play(self.fleet.now_ms + HOUR_MS, 600, lambda _: None)
+        for machine in self.fleet.machines.values():
+            machine.fill_up()
+        self.fleet.play(self.fleet.now_ms + HOUR_MS, 600, lambda _: None)
+
     def streams(self) -> dict[str, list[bytes]]:
         """Every fact of every machine, as the machines keep them."""
         return {name: machine.lines() for name, machine in self.fleet.machines.items()}
@@ -65,11 +73,20 @@ class Played:
 
 @contextmanager
 def played(
-    database_url: str, seed_: int, machines: int | None = None, bridge: Any = InProcessBridge, **parameters: Any
+    database_url: str,
+    seed_: int,
+    machines: int | None = None,
+    bridge: Any = InProcessBridge,
+    only: str | None = None,
+    filled: bool = False,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Iterator[Played]:
-    """The fleet of the 42 sites, or of so many made from them."""
+    """The fleet of the 42 sites, or of so many made from them; `only` one of them is played; all may begin `filled`."""
     plant(database_url, machines=machines)
-    running = Played(database_url, World(seed_, parameters), sites(machines), bridge)
+    at = [site for site in sites(machines) if only in {None, site.dispenser_id}]
+    running = Played(database_url, World(seed_, parameters), at, bridge)
+    if filled:
+        running.fill()
     yield running
     running.fleet.close()
     running.server.close()

@@ -19,6 +19,8 @@ from fleet_server.ledger.telling import tell_books
 WITHOUT_CODE_WITHIN = timedelta(hours=12)
 """An operation without a session code binds to the one door session this near to its entry."""
 
+CODE_WITHIN = timedelta(days=3)
+"""A code of six digits comes again in the life of a machine: it names a session of about the time of the entry, or none yet."""
 NO_DOOR = "no door session of the machine is known for it yet"
 
 
@@ -75,6 +77,8 @@ def book(connection: Connection, operations: Sequence[SlotOperation], now: datet
             continue
         row = _row(operation, now)
         door = _door_near(connection, operation) if operation.session is None else doors.get(_code(operation))
+        if door is not None and operation.session is not None and not _is_near(door.opened_at, operation.entered_at):
+            door = None
         if door is not None:
             row |= {"state": "booked", "stream_no": door.stream_no, "seq": door.opened_seq}
             entry = anchored_operation(row, door.stream_no, door.opened_seq)
@@ -90,6 +94,10 @@ def book(connection: Connection, operations: Sequence[SlotOperation], now: datet
     record(connection, book_entries(connection, entries, now))
     tell_books(connection, sorted({dispenser_id for dispenser_id, _ in entries}), now)
     return bookings
+
+
+def _is_near(opened_at: datetime, entered_at: datetime) -> bool:
+    return abs(opened_at - entered_at) <= CODE_WITHIN
 
 
 def _code(operation: SlotOperation) -> tuple[str, str]:
@@ -125,13 +133,16 @@ def _door_near(connection: Connection, operation: SlotOperation) -> DoorSession 
 
 def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mapping[SlotKey, list[Anchored]]:
     """Bind the operations that waited for door sessions which have now arrived; returns their entries, to be booked."""
-    first: dict[tuple[str, str], DoorOpening] = {}
+    arrived: dict[tuple[str, str], list[DoorOpening]] = defaultdict(list)
     for door in doors:
-        first.setdefault((door.dispenser_id, door.session), door)
+        arrived[door.dispenser_id, door.session].append(door)
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
     bound: list[tuple[str, int, int]] = []
-    for row in store.waiting_operations(connection, first) if first else []:
-        door = first[row["dispenser_id"], row["session"]]
+    for row in store.waiting_operations(connection, arrived) if arrived else []:
+        near = [d for d in arrived[row["dispenser_id"], row["session"]] if _is_near(d.at, row["entered_at"])]
+        if not near:
+            continue
+        door = near[0]
         bound.append((row["operation_id"], door.stream_no, door.seq))
         entry = anchored_operation(row, door.stream_no, door.seq, door.received_at)
         entries[door.dispenser_id, row["slot"]].append(entry)

@@ -116,6 +116,19 @@ def test_while_the_door_is_open_nobody_is_served_and_the_session_has_a_code(benc
     assert [f.code for f in bench.facts() if isinstance(f, FaultRaised)] == ["DOOR_OPEN_UNAUTH"]
 
 
+def test_a_vend_that_runs_when_the_door_opens_is_told_before_the_door(bench: Bench) -> None:
+    """Its pack left the coil before anybody could count: a count of this session must find it gone."""
+    bench.loaded(("GOOD", 9))
+    [motor] = [effect for effect in bench.tell(ev.SlotChosen(1)) if isinstance(effect, ef.RunMotor)]
+    bench.tell(ev.DoorChanged(open=True))
+    assert not any(isinstance(fact, DoorOpened) for fact in bench.facts())
+    bench.tell(ev.VendEnded(motor.board_sequence, ev.BoardResult.DROPPED))
+    assert [fact.kind for fact in bench.facts()][-3:] == ["vend", "door_opened", "fault_raised"]
+    assert bench.agent.display().session
+    bench.tell(ev.DoorChanged(open=False))
+    assert bench.vend()
+
+
 def test_with_the_service_key_a_vend_with_the_door_open_is_a_test(bench: Bench) -> None:
     bench.loaded(("GOOD", 9))
     bench.tell(ev.ServiceKeyTurned(on=True), ev.DoorChanged(open=True))

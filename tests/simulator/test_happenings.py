@@ -87,8 +87,8 @@ class Played:
         batch = decode_batch(payload)
         stream, first = batch.header.stream_id, batch.header.first_seq
         seq, digest = self._streams.setdefault(stream, (0, first_digest(batch.header.dispenser_id, stream)))
-        if first == seq + 1:
-            for line in batch.lines:
+        if first <= seq + 1:
+            for line in batch.lines[seq + 1 - first :]:
                 seq, digest = seq + 1, next_digest(digest, line)
             self._streams[stream] = seq, digest
         kind = Ack if first <= seq + 1 else Gap
