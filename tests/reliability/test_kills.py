@@ -117,7 +117,7 @@ def test_s3_a_disk_that_fails_once_costs_no_pack_and_counts_none_twice(fast_disk
         child = kiosk.start()
         with traced(child.pid, "-e", f"trace={call}", "-e", f"inject={call}:error=EIO:when={n}"):
             do(kiosk.board, "ask", "1")
-            until(lambda: vend_ended(kiosk) or out_of_service(kiosk), f"{call} {n} fails or the vend ends")  # noqa: B023 - called at once
+            until(lambda: out_of_service(kiosk) or Vend in kiosk.kinds_now(), f"{call} {n} fails or the vend ends")  # noqa: B023 - called at once
         assert child.ended() is None, kiosk.log()
         out = out_of_service(kiosk)
         child.kill()
