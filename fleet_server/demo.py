@@ -90,7 +90,9 @@ class Demo:
             raise InputError(
                 "data_dir", str(self._directory), f"a directory that can be made ({error.strerror})"
             ) from None
-        postgres, broker = EmbeddedPostgres(self._directory / "postgres"), EmbeddedBroker(self._directory / "broker")
+        # A history that breaks off is begun anew, so that nothing needs to wait for the disk until it is played.
+        postgres = EmbeddedPostgres(self._directory / "postgres", durable=self._is_played())
+        broker = EmbeddedBroker(self._directory / "broker")
         try:
             self._say("starting PostgreSQL ...")
             anew = self._was_interrupted()
@@ -108,7 +110,11 @@ class Demo:
             self._parts = (postgres, broker)
             if is_new or options.exit:
                 self._play(address, options.days if is_new else 0)
-            return self._report(database_url) if options.exit else self._live(address)
+            if options.exit:
+                return self._report(database_url)
+            if is_new:
+                postgres = self._made_durable(postgres, broker)
+            return self._live(address)
         finally:
             if self._server is not None:
                 self._server.stop()
@@ -121,7 +127,20 @@ class Demo:
 
     def _was_interrupted(self) -> bool:
         """Half a history is worth nothing: the machines' physical state is kept at its end."""
-        return self._machines.exists() and not (self._machines / "fleet.json").exists()
+        return self._machines.exists() and not self._is_played()
+
+    def _is_played(self) -> bool:
+        return (self._machines / "fleet.json").exists()
+
+    def _made_durable(self, postgres: EmbeddedPostgres, broker: EmbeddedBroker) -> EmbeddedPostgres:
+        """Put what was played on the disk; from here on every commit is there before anybody hears of it."""
+        self._parts = ()
+        postgres.stop()
+        os.sync()
+        durable = EmbeddedPostgres(self._directory / "postgres")
+        durable.start()
+        self._parts = (durable, broker)
+        return durable
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr if self._options.json else sys.stdout, flush=True)

