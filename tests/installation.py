@@ -160,12 +160,12 @@ class Installation:
 def kill_again_and_again(
     installation: Installation, parts: list[str], throw: random.Random, simulator: "subprocess.Popen[str]"
 ) -> list[str]:
-    """Kill one part with -9 soon after all of them work again, while the simulator runs; returns what was killed."""
+    """Kill one part with -9 some seconds after all of them work again, while the simulator runs; returns what was killed."""
     killed: list[str] = []
     while simulator.poll() is None:
         installation.await_ready()
         try:
-            simulator.wait(throw.uniform(0.3, 3))
+            simulator.wait(throw.uniform(2, 4.5))
         except subprocess.TimeoutExpired:
             part = throw.choice(parts)
             installation.kill(part)

@@ -19,7 +19,7 @@ from fleet_server.ledger.telling import tell_books
 WITHOUT_CODE_WITHIN = timedelta(hours=12)
 """An operation without a session code binds to the one door session this near to its entry."""
 
-CODE_WITHIN = timedelta(days=3)
+CODE_WITHIN = timedelta(days=7)
 """A code of six digits comes again in the life of a machine: it names a session of about the time of the entry, or none yet."""
 NO_DOOR = "no door session of the machine is known for it yet"
 

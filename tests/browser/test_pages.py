@@ -5,6 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from fleet_server.clock import system_now
 from fleet_server.ledger.audit import audit
 from protocol.messages import DoorClosed, DoorOpened
 from tests.browser.conftest import Opener, fits
@@ -71,8 +72,11 @@ def test_a_restocker_carries_out_a_work_order_on_a_phone(site: Site, sign_in: Op
     page.click("form[action$=arrive] button")
     assert fits(page)
     page.click("form[action$=unlock] button")
-    machine = Machine().tell(DoorOpened(**Machine().when(), session="424242", authorised=True))
-    send(site.database, machine)
+    # The page enters with the wall clock, and the door's session is of the same time.
+    now = system_now()
+    moment = {"at_ms": int(now.timestamp() * 1000)}
+    machine = Machine().tell(DoorOpened(**Machine().when() | moment, session="424242", authorised=True))
+    send(site.database, machine, now=now)
     expect(page.locator("#door .dot.warn")).to_be_visible(timeout=8000)  # the door's state is live
     assert "500" not in page.locator("main").inner_text()  # blind: no book before the count
     page.fill("input[name=session]", "424242")
@@ -85,8 +89,8 @@ def test_a_restocker_carries_out_a_work_order_on_a_phone(site: Site, sign_in: Op
     page.click("form[action$=refill] button")
     page.click("form[action$=close] button")
     assert "door" in page.locator("main").inner_text().lower() or "门" in page.locator("main").inner_text()
-    machine.tell(DoorClosed(**machine.when(), session="424242", open_ms=60_000))
-    send(site.database, machine)
+    machine.tell(DoorClosed(**machine.when() | moment, session="424242", open_ms=60_000))
+    send(site.database, machine, now=now)
     page.goto(f"{site.url}/visits/WO-1-01")
     page.click("form[action$=close] button")
     page.wait_for_url("**/work-orders/WO-1")

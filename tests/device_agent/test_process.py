@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from fleet_server.clock import system_now
 from fleet_server.database import Database
 from fleet_server.ledger import depot
 from fleet_server.workorders import service as workorders
@@ -174,7 +175,7 @@ class Kiosk:
         code = self.until(lambda: (self.board.state_now()["screen"] or ["", ""])[1])
         for pick in picks:
             do(self.board, "load", f"{pick.slot}:{pick.lot}:{pick.planned}")
-        entered = {"session": code, "entered_at": "2026-09-21T02:00:00Z", "kind": "refill"}
+        entered = {"session": code, "entered_at": system_now().isoformat(), "kind": "refill"}
         operations = [
             entered | {"operation_id": f"refill-{p.slot:04d}", "index": n, "slot": p.slot, "product": p.product, "lot": p.lot, "packs": p.planned}
             for n, p in enumerate(picks)

@@ -89,7 +89,7 @@ def found(database_url: str) -> dict[str, tuple[int, int]]:
 @pytest.mark.slow
 def test_every_fault_is_found_and_ended_in_the_servers_table(database_url: str) -> None:
     busy = QUIET | {f"type_base_boxes_per_day.{kind}": 18 for kind in ("community", "dormitory", "market")}
-    with played(database_url, SEED, 5, **busy) as fleet:
+    with played(database_url, SEED, 5, parameters=busy) as fleet:
         plant(fleet)
         findings = fleet.play(7)
         counts = found(database_url)
