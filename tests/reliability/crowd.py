@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -113,6 +114,7 @@ class Crowd:
     def __init__(self, ids: list[str], address: BrokerAddress, seed: int) -> None:
         self.members = [Member(id_, address, seed * 100_000 + n) for n, id_ in enumerate(ids)]
         self._loop = asyncio.new_event_loop()
+        self._thread = ThreadPoolExecutor(1)
         self._tasks = [self._loop.create_task(member.live()) for member in self.members]
 
     def until(self, holds: Any, seconds: float) -> float:
@@ -124,8 +126,12 @@ class Crowd:
                 assert time.monotonic() - began_s < seconds, self.standing()
                 await asyncio.sleep(0.1)
 
-        self._loop.run_until_complete(wait())
+        self._drive(wait())
         return time.monotonic() - began_s
+
+    def _drive(self, work: Any) -> None:
+        # In a thread of its own: a browser test before us may have left a loop that runs in this one.
+        self._thread.submit(self._loop.run_until_complete, work).result()
 
     def standing(self) -> str:
         up = sum(member.up_at_s is not None for member in self.members)
@@ -140,5 +146,5 @@ class Crowd:
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._drive(asyncio.gather(*self._tasks, return_exceptions=True))
         self._loop.close()
