@@ -65,7 +65,6 @@ class SimulatedMachine(HappeningsMixin):
         self._retained: bytes | None = None
         self._closing = False
         self._asked: Visitor | None = None
-        self._wake_ms: int | None = None
         self._door_open = False
         self._lock_pulsed = False
         self._open_card()
@@ -434,10 +433,6 @@ class SimulatedMachine(HappeningsMixin):
     def pending(self) -> int:
         """Facts that the server has not acknowledged and may still hear of, and vends that are still to be one."""
         return 0 if self.stolen else self._outbox.pending + len(self._outbox.intents)
-
-    def lines(self) -> list[bytes]:
-        """All facts of the current stream that are kept, as bytes."""
-        return list(self._outbox.lines_after(0))
 
     def facts(self) -> int:
         """Facts recorded, in all streams."""

@@ -66,10 +66,6 @@ class Played:
             machine.fill_up()
         self.fleet.play(self.fleet.now_ms + HOUR_MS, 600, lambda _: None)
 
-    def streams(self) -> dict[str, list[bytes]]:
-        """Every fact of every machine, as the machines keep them."""
-        return {name: machine.lines() for name, machine in self.fleet.machines.items()}
-
 
 @contextmanager
 def played(
