@@ -65,6 +65,12 @@ def sign_in(chromium: Browser, site: Site) -> Iterator[Opener]:
         page.context.close()
 
 
+def follow(page: Page, selector: str) -> None:
+    """Click what leads to another page, or sends a form, and wait until that page is there."""
+    with page.expect_navigation():
+        page.click(selector)
+
+
 def fits(page: Page) -> bool:
     """Whether nothing reaches beyond the screen's width."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from fleet_server.clock import system_now
 from fleet_server.ledger.audit import audit
 from protocol.messages import DoorClosed, DoorOpened
-from tests.browser.conftest import Opener, fits
+from tests.browser.conftest import Opener, fits, follow
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine
 from tests.fleet_server.web.orders import released_order
@@ -24,7 +24,7 @@ def test_a_viewer_reads_the_fleet_in_chinese_and_in_english(site: Site, sign_in:
     expect(page.locator("h1")).to_have_text(re.compile("[\u4e00-\u9fff]"))
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     expect(page.locator("a.machine")).to_have_count(2)
-    page.click("a[lang=en]")
+    follow(page, "a[lang=en]")
     expect(page.locator("h1")).to_have_text("Fleet")
     assert not re.search("[\u4e00-\u9fff]", page.locator("main").inner_text())
     page.click("text=needs attention")
@@ -52,7 +52,7 @@ def test_a_dispatcher_plans_reads_the_reasons_and_releases(site: Site, sign_in: 
     send(site.database, Machine().door("111111").vend())
     page = sign_in("dispatcher")
     page.goto(f"{site.url}/plan")
-    page.click("main button.secondary")
+    follow(page, "main button.secondary")
     expect(page.locator("ol.stops > li")).to_have_count(2)
     expect(page.locator("ol.stops > li").first.locator("ul li").first).not_to_be_empty()
     page.click(".actions form:first-child button")
@@ -64,14 +64,14 @@ def test_a_restocker_carries_out_a_work_order_on_a_phone(site: Site, sign_in: Op
     """Pick, arrive, unlock, count blind, refill, close with the door shut, return; every page fits 360 px."""
     released_order(site)
     page = sign_in("restocker", phone=True)
-    page.click("main a[href^='/work-orders/']")
+    follow(page, "main a[href^='/work-orders/']")
     assert fits(page)
     assert page.locator("input[name^=pick-]").input_value() == "6"
-    page.click("main form button")
-    page.click("a.machine")
-    page.click("form[action$=arrive] button")
+    follow(page, "main form button")
+    follow(page, "a.machine")
+    follow(page, "form[action$=arrive] button")
     assert fits(page)
-    page.click("form[action$=unlock] button")
+    follow(page, "form[action$=unlock] button")
     # The page enters with the wall clock, and the door's session is of the same time.
     now = system_now()
     moment = {"at_ms": int(now.timestamp() * 1000)}
@@ -82,20 +82,20 @@ def test_a_restocker_carries_out_a_work_order_on_a_phone(site: Site, sign_in: Op
     page.fill("input[name=session]", "424242")
     page.fill("input[name=count-1]", "0")
     page.fill("input[name=count-2]", "0")
-    page.click("form[action$=count] button")
+    follow(page, "form[action$=count] button")
     expect(page.locator("table")).to_be_visible()
     page.fill("input[name^=refill-1]", "5")
     assert fits(page)
-    page.click("form[action$=refill] button")
-    page.click("form[action$=close] button")
+    follow(page, "form[action$=refill] button")
+    follow(page, "form[action$=close] button")
     assert "door" in page.locator("main").inner_text().lower() or "门" in page.locator("main").inner_text()
     machine.tell(DoorClosed(**machine.when() | moment, session="424242", open_ms=60_000))
     send(site.database, machine, now=now)
     page.goto(f"{site.url}/visits/WO-1-01")
-    page.click("form[action$=close] button")
+    follow(page, "form[action$=close] button")
     page.wait_for_url("**/work-orders/WO-1")
     assert page.locator("input[name^=return-]").input_value() == "1"
-    page.click("form[action$=return] button")
+    follow(page, "form[action$=return] button")
     expect(page.locator("input[name^=return-]")).to_have_count(0)
     with site.database.begin() as connection:
         report = audit(connection)
@@ -130,6 +130,6 @@ def test_a_supervisor_sees_what_is_wrong_on_desk_and_phone(site: Site, sign_in: 
     trouble_of_every_kind(site.database)
     for phone in (False, True):
         page = sign_in("supervisor", phone=phone)
-        page.click("nav a[href='/health']")
+        follow(page, "nav a[href='/health']")
         expect(page.locator("article.trouble")).to_have_count(7)
         assert fits(page)
