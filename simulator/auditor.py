@@ -5,7 +5,7 @@ were kept from what was told, without the server. And packs physically there, le
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -49,12 +49,19 @@ class Auditor:
     def compare(self, machines: Mapping[str, SimulatedMachine]) -> Findings:
         """Compare every slot of every machine."""
         findings = Findings()
+        books = dict(self._books())
         for dispenser_id, machine in machines.items():
-            answer = self._server.get(f"/dispensers/{dispenser_id}")
-            ledger = {slot["slot"]: slot for slot in answer["slots"]}
+            ledger = {slot["slot"]: slot for slot in books[dispenser_id]}
             for slot in sorted(set(ledger) | set(machine.board.coils)):
                 _compare_slot(findings, machine, slot, ledger.get(slot, {"units": 0, "queue": []}))
         return findings
+
+    def _books(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yield every dispenser's slots, as the server's books have them."""
+        page = self._server.get("/slots")["items"]
+        while page:
+            yield from ((of["id"], of["slots"]) for of in page)
+            page = self._server.get(f"/slots?after={page[-1]['id']}")["items"]
 
 
 def _compare_slot(findings: Findings, machine: SimulatedMachine, slot: int, ledger: Mapping[str, Any]) -> None:

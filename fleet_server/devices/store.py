@@ -207,9 +207,10 @@ server_state = Table(
 # ---------------------------------------------------------------- reading
 
 
-def list_dispensers(connection: Connection) -> list[Dispenser]:
-    """List all machines, by id."""
-    return [Dispenser(**row) for row in connection.execute(select(dispensers).order_by(dispensers.c.id)).mappings()]
+def list_dispensers(connection: Connection, after: str = "", limit: int | None = None) -> list[Dispenser]:
+    """List machines by id: all, or so many of those after one."""
+    query = select(dispensers).where(dispensers.c.id > after).order_by(dispensers.c.id).limit(limit)
+    return [Dispenser(**row) for row in connection.execute(query).mappings()]
 
 
 def get_dispenser(connection: Connection, dispenser_id: str) -> Dispenser:
@@ -237,9 +238,12 @@ def planogram(connection: Connection, dispenser_ids: Sequence[str] | None = None
     return plans
 
 
-def all_presence(connection: Connection) -> dict[str, Presence]:
+def all_presence(connection: Connection, dispenser_ids: Sequence[str] | None = None) -> dict[str, Presence]:
     """Return the last announced session of each machine that ever announced one."""
-    return {row["dispenser_id"]: Presence(**row) for row in connection.execute(select(presence)).mappings()}
+    query = select(presence)
+    if dispenser_ids is not None:
+        query = query.where(presence.c.dispenser_id.in_(dispenser_ids))
+    return {row["dispenser_id"]: Presence(**row) for row in connection.execute(query).mappings()}
 
 
 def current_session(connection: Connection, dispenser_id: str) -> Presence | None:
@@ -248,18 +252,19 @@ def current_session(connection: Connection, dispenser_id: str) -> Presence | Non
     return Presence(**row) if row else None
 
 
-def latest_vitals(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Return each machine's last reading, its moment under `at`."""
-    rows = connection.execute(select(vitals))
-    return {row.dispenser_id: {"at": row.at, **row.reading} for row in rows}
+def latest_vitals(connection: Connection, dispenser_id: str) -> dict[str, Any]:
+    """Return a machine's last reading, its moment under `at`; empty where there is none."""
+    row = connection.execute(select(vitals).where(vitals.c.dispenser_id == dispenser_id)).first()
+    return {"at": row.at, **row.reading} if row else {}
 
 
-def last_fact_at(connection: Connection) -> dict[str, datetime]:
+def last_fact_at(connection: Connection, dispenser_ids: list[str] | None = None) -> dict[str, datetime]:
     """Return the corrected time of each machine's last fact."""
     query = text("""
         SELECT DISTINCT ON (dispenser_id) dispenser_id, last_at FROM streams
-        WHERE last_at IS NOT NULL ORDER BY dispenser_id, stream_no DESC""")
-    return {row.dispenser_id: row.last_at for row in connection.execute(query)}
+        WHERE last_at IS NOT NULL AND (CAST(:ids AS text[]) IS NULL OR dispenser_id = ANY(:ids))
+        ORDER BY dispenser_id, stream_no DESC""")
+    return {row.dispenser_id: row.last_at for row in connection.execute(query, {"ids": dispenser_ids})}
 
 
 def facts_page(

@@ -72,6 +72,14 @@ def dispenser(dispenser_id: str, connection: Transaction, now: Now) -> m.Dispens
     return views.detail(connection, dispenser_id, now)
 
 
+@router.get("/slots", tags=["dispensers"])
+def slots(
+    connection: Transaction, after: str = "", limit: Annotated[int, Query(ge=1, le=1_000)] = 500
+) -> m.DispenserSlotsList:
+    """Page through what is in the slots of all machines, by dispenser: pass the id of the last one to go on."""
+    return m.DispenserSlotsList(items=views.slots(connection, after, limit))
+
+
 @router.get("/dispensers/{dispenser_id}/facts", tags=["facts"])
 def dispenser_facts(
     dispenser_id: str,

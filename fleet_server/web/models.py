@@ -82,6 +82,15 @@ class SlotItem(Model):
     queue: list[QueuedLot]
 
 
+class DispenserSlots(Model):
+    id: str
+    slots: list[SlotItem]
+
+
+class DispenserSlotsList(Model):
+    items: list[DispenserSlots]
+
+
 class FaultItem(Model):
     code: str
     slot: int | None

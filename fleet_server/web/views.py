@@ -1,61 +1,102 @@
 """What both the API and the pages show, gathered from the features."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from fleet_server.database import Connection
 from fleet_server.devices import fleet
-from fleet_server.faults.store import list_faults, open_faults
+from fleet_server.faults.store import OpenFault, list_faults, open_faults
 from fleet_server.ledger import reading
 from fleet_server.web import models as m
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the features know of some machines, or of all, read once."""
+
+    plans: fleet.Planogram
+    stock: dict[tuple[str, int], reading.SlotStock]
+    presence: dict[str, fleet.Presence]
+    last: dict[str, datetime]
+    faults: dict[str, list[OpenFault]]
+
+
+def _known(connection: Connection, ids: list[str] | None) -> _Known:
+    faults: dict[str, list[OpenFault]] = {}
+    for fault in open_faults(connection, ids):
+        faults.setdefault(fault.dispenser_id, []).append(fault)
+    return _Known(
+        fleet.planogram(connection, ids),
+        reading.slot_stock(connection, ids),
+        fleet.presence(connection, ids),
+        fleet.last_fact_at(connection, ids),
+        faults,
+    )
+
+
 def overview(connection: Connection, now: datetime) -> list[m.DispenserItem]:
     """Return one line for each machine."""
-    return _items(connection, now, fleet.list_dispensers(connection))
+    known = _known(connection, None)
+    return [_item(dispenser, known, now) for dispenser in fleet.list_dispensers(connection)]
 
 
-def _items(connection: Connection, now: datetime, dispensers: list[fleet.Dispenser]) -> list[m.DispenserItem]:
-    ids = [dispenser.id for dispenser in dispensers]
-    plans, stock = fleet.planogram(connection, ids), reading.slot_stock(connection, ids)
-    presence, last = fleet.presence(connection), fleet.last_fact_at(connection)
-    faults: dict[str, int] = {}
-    for fault in open_faults(connection, ids):
-        faults[fault.dispenser_id] = faults.get(fault.dispenser_id, 0) + 1
-    items = []
-    for dispenser in dispensers:
-        slots = plans.get(dispenser.id, [])
-        units = [stock[dispenser.id, plan.slot].units if (dispenser.id, plan.slot) in stock else 0 for plan in slots]
-        here, at = presence.get(dispenser.id), last.get(dispenser.id)
-        items.append(
-            m.DispenserItem(
-                id=dispenser.id,
-                name_zh=dispenser.name_zh,
-                name_en=dispenser.name_en,
-                street_zh=dispenser.street_zh,
-                street_en=dispenser.street_en,
-                site_type=dispenser.site_type,
-                online=here.online if here else None,
-                last_fact_at=at,
-                age_s=max(0.0, (now - at).total_seconds()) if at else None,
-                stock=sum(units),
-                capacity=sum(plan.capacity for plan in slots),
-                slots_empty=sum(packs <= 0 for packs in units),
-                faults_open=faults.get(dispenser.id, 0),
-            )
-        )
-    return items
+def _item(dispenser: fleet.Dispenser, known: _Known, now: datetime) -> m.DispenserItem:
+    slots, stock = known.plans.get(dispenser.id, []), known.stock
+    units = [stock[dispenser.id, plan.slot].units if (dispenser.id, plan.slot) in stock else 0 for plan in slots]
+    here, at = known.presence.get(dispenser.id), known.last.get(dispenser.id)
+    return m.DispenserItem(
+        id=dispenser.id,
+        name_zh=dispenser.name_zh,
+        name_en=dispenser.name_en,
+        street_zh=dispenser.street_zh,
+        street_en=dispenser.street_en,
+        site_type=dispenser.site_type,
+        online=here.online if here else None,
+        last_fact_at=at,
+        age_s=max(0.0, (now - at).total_seconds()) if at else None,
+        stock=sum(units),
+        capacity=sum(plan.capacity for plan in slots),
+        slots_empty=sum(packs <= 0 for packs in units),
+        faults_open=len(known.faults.get(dispenser.id, [])),
+    )
 
 
 def detail(connection: Connection, dispenser_id: str, now: datetime) -> m.DispenserDetail:
     """Return everything known of one machine; raises NotFoundError."""
     dispenser = fleet.get_dispenser(connection, dispenser_id)
-    (item,) = _items(connection, now, [dispenser])
-    stock = reading.slot_stock(connection, [dispenser_id])
-    slots = []
-    for plan in fleet.planogram(connection, [dispenser_id]).get(dispenser_id, []):
+    known = _known(connection, [dispenser_id])
+    faults = [
+        m.FaultItem(code=f.code, slot=f.slot or None, source=f.source, detail=f.detail, opened_at=f.opened_at)
+        for f in known.faults.get(dispenser_id, [])
+    ]
+    return m.DispenserDetail(
+        **_item(dispenser, known, now).model_dump(),
+        latitude=dispenser.latitude,
+        longitude=dispenser.longitude,
+        opens_hour=dispenser.opens_hour,
+        closes_hour=dispenser.closes_hour,
+        note=dispenser.note,
+        slots=_slots(dispenser_id, known.plans, known.stock),
+        faults=faults,
+        vitals=fleet.latest_vitals(connection, dispenser_id),
+        door_open=reading.door_state(connection, dispenser_id).open,
+    )
+
+
+def slots(connection: Connection, after: str, limit: int) -> list[m.DispenserSlots]:
+    """Return what is in the slots of so many machines after one, by their ids."""
+    ids = [dispenser.id for dispenser in fleet.list_dispensers(connection, after, limit)]
+    plans, stock = fleet.planogram(connection, ids), reading.slot_stock(connection, ids)
+    return [m.DispenserSlots(id=dispenser_id, slots=_slots(dispenser_id, plans, stock)) for dispenser_id in ids]
+
+
+def _slots(
+    dispenser_id: str, plans: fleet.Planogram, stock: dict[tuple[str, int], reading.SlotStock]
+) -> list[m.SlotItem]:
+    items = []
+    for plan in plans.get(dispenser_id, []):
         held = stock.get((dispenser_id, plan.slot)) or reading.SlotStock([], 0, 0)
         queue = [
             m.QueuedLot(
@@ -63,23 +104,8 @@ def detail(connection: Connection, dispenser_id: str, now: datetime) -> m.Dispen
             )
             for run in held.queue
         ]
-        slots.append(m.SlotItem(**plan.model_dump(), units=held.units, owed=held.owed, queue=queue))
-    faults = [
-        m.FaultItem(code=f.code, slot=f.slot or None, source=f.source, detail=f.detail, opened_at=f.opened_at)
-        for f in open_faults(connection, [dispenser_id])
-    ]
-    return m.DispenserDetail(
-        **item.model_dump(),
-        latitude=dispenser.latitude,
-        longitude=dispenser.longitude,
-        opens_hour=dispenser.opens_hour,
-        closes_hour=dispenser.closes_hour,
-        note=dispenser.note,
-        slots=slots,
-        faults=faults,
-        vitals=fleet.latest_vitals(connection).get(dispenser_id, {}),
-        door_open=reading.door_state(connection, dispenser_id).open,
-    )
+        items.append(m.SlotItem(**plan.model_dump(), units=held.units, owed=held.owed, queue=queue))
+    return items
 
 
 def past_faults(

@@ -27,6 +27,21 @@ def test_the_overview_tells_what_a_machine_has_and_how_old_the_data_is(site: Sit
     assert items["HD-002"]["online"] is None
 
 
+def test_slots_of_all_machines_are_paged_by_dispenser(site: Site) -> None:
+    client = site.api("supervisor")
+    every = client.get("/api/v1/slots").json()["items"]
+    first = client.get("/api/v1/slots", params={"limit": 1}).json()["items"]
+    rest = client.get("/api/v1/slots", params={"after": first[0]["id"]}).json()["items"]
+    assert first + rest == every
+    assert client.get("/api/v1/slots", params={"after": every[-1]["id"]}).json()["items"] == []
+    assert [item["id"] for item in every] == sorted(
+        item["id"] for item in client.get("/api/v1/dispensers").json()["items"]
+    )
+    alone = client.get("/api/v1/dispensers/HD-001").json()["slots"]
+    assert alone == next(item["slots"] for item in every if item["id"] == "HD-001")
+    assert alone
+
+
 def test_facts_are_paged_newest_first(site: Site) -> None:
     machine = Machine()
     for _ in range(7):
