@@ -32,6 +32,7 @@ from fleet_server.child_process import (
     write_secret,
 )
 from fleet_server.privileges import APPLICATION_ROLE
+from protocol.versions import MESSAGE_BYTES_MAX
 
 __all__ = ["BrokerAddress", "BrokerUser", "EmbeddedBroker", "EmbeddedError", "EmbeddedPostgres", "PostgresAddress"]
 
@@ -40,6 +41,12 @@ DATABASE_USER = "dispenser_fleet"
 APPLICATION_USER = "dispenser_fleet_server"
 POSTGRES_STOP_DELAY_S_MAX = 30.0
 BROKER_STOP_DELAY_S_MAX = 2.0
+# What the broker sends ahead of the PUBACKs, and room for all of it at its largest: a subscriber that stands still behind a
+# flood, as ingest does while the database is away, would otherwise be taken for dead and lose all that is on its way.
+WINDOW_MESSAGES_MAX = 4_096
+PAYLOAD_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
+WINDOW_BYTES_MAX = WINDOW_MESSAGES_MAX * PAYLOAD_BYTES_MAX
+STANDSTILL_S_MAX = 120
 # A new cluster takes about 40 MB; the rest is room for the write-ahead log.
 FREE_BYTES_MIN = 200_000_000
 # PostgreSQL refuses to run as root, and `nobody` is the one other user that every system has.
@@ -285,7 +292,10 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
             # NATS's own protocol cannot be switched off; the same users and permissions guard it.
             "listen": f"{LOOPBACK}:-1",
             "jetstream": {"store_dir": str(self._directory / "jetstream"), "max_file_store": 8 * 2**30},
-            "mqtt": {"listen": f"{LOOPBACK}:{self._port}", "max_ack_pending": 4096},
+            "mqtt": {"listen": f"{LOOPBACK}:{self._port}", "max_ack_pending": WINDOW_MESSAGES_MAX},
+            "max_payload": PAYLOAD_BYTES_MAX,
+            "max_pending": WINDOW_BYTES_MAX,
+            "write_deadline": f"{STANDSTILL_S_MAX}s",
             "authorization": {
                 "users": [
                     {

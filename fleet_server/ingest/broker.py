@@ -69,7 +69,7 @@ class Delivery(NamedTuple):
     topic: str
     payload: bytes
     mid: int
-    connection: int
+    connection: "Connection"
 
 
 class BrokerGoneError(ConnectionError):
@@ -79,8 +79,7 @@ class BrokerGoneError(ConnectionError):
 class Connection:
     """One connection. One thread reads; any may send."""
 
-    def __init__(self, address: BrokerAddress, number: int) -> None:
-        self.number = number
+    def __init__(self, address: BrokerAddress) -> None:
         self._socket = _open(address)
         # A TLS socket must not be read and written at once; waiting happens outside of this lock.
         self._use = threading.Lock()
@@ -181,6 +180,9 @@ class Broker:
     While the queue is full the socket is not read, and the broker holds back. Sessions are clean: machines send again what
     the server has not acknowledged, so a broker need not keep anything for us. `share` names a group of workers among whom the
     broker deals out the messages, where it can.
+
+    A broker has one window for all that it sends ahead on a connection, and what finds no room there it drops, or sends half a
+    minute later: channels that must not wait for each other need connections of their own.
     """
 
     def __init__(
@@ -189,8 +191,10 @@ class Broker:
         deliveries: "queue.Queue[list[Delivery]]",
         on_up: Callable[[], None],
         share: str | None = None,
+        channels: Sequence[Channel] = FROM_DISPENSER,
     ) -> None:
         self._address, self._deliveries, self._on_up, self._share = address, deliveries, on_up, share
+        self._channels = channels
         self._client_id = f"ingest-{secrets.token_hex(8)}"
         self._connection: Connection | None = None
         self._connections = 0
@@ -216,10 +220,10 @@ class Broker:
                 connection.publish(messages)
 
     def done(self, deliveries: Sequence[Delivery]) -> None:
-        """Let the broker forget messages: they are committed. Those of a connection that is gone it has forgotten."""
+        """Let the broker forget messages: they are committed. Those of another connection are not its, or long forgotten."""
         connection = self._connection
         if connection is not None:
-            data = packets.pubacks(d.mid for d in deliveries if d.mid and d.connection == connection.number)
+            data = packets.pubacks(d.mid for d in deliveries if d.mid and d.connection is connection)
             with contextlib.suppress(OSError):
                 connection.send(data)
 
@@ -241,19 +245,19 @@ class Broker:
     @contextlib.contextmanager
     def _connecting(self) -> Iterator[Connection]:
         self._connections += 1
-        connection = Connection(self._address, self._connections)
+        connection = Connection(self._address)
         try:
             hello = packets.connect(self._client_id, KEEPALIVE_S, self._address.username, self._address.password)
             answer = self._ask(connection, hello, packets.CONNACK)
             if answer[1:2] != b"\x00":
                 raise BrokerGoneError(f"the broker refused the connection: code {answer[1:2].hex()}")
             self._connection = connection
-            patterns = [self._pattern(channel) for channel in FROM_DISPENSER]
+            patterns = [self._pattern(channel) for channel in self._channels]
             given = self._ask(connection, packets.subscribe(1, patterns), packets.SUBACK)[2:]
             if packets.REFUSED in given:
                 raise BrokerGoneError(f"the broker refused a subscription of {', '.join(patterns)}")
             self.connected = True
-            log.info("broker connected", host=self._address.host, port=self._address.port)
+            log.info("broker connected", host=self._address.host, port=self._address.port, channels=[*self._channels])
             try:
                 self._on_up()
             except Exception:
@@ -284,8 +288,7 @@ class Broker:
         raise BrokerGoneError("no answer to CONNECT or SUBSCRIBE")
 
     def _hand_over(self, connection: Connection, came: Sequence[Publish | Control]) -> None:
-        number = connection.number
-        deliveries = [Delivery(*packet, number) for packet in came if isinstance(packet, Publish)]
+        deliveries = [Delivery(*packet, connection) for packet in came if isinstance(packet, Publish)]
         while deliveries and not self._stopping.is_set():
             try:
                 self._deliveries.put(deliveries, timeout=0.5)

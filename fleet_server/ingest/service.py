@@ -14,6 +14,7 @@ from fleet_server.database import Database, DatabaseError, is_disconnect
 from fleet_server.ingest import metrics
 from fleet_server.ingest.broker import Broker, BrokerAddress, Delivery
 from fleet_server.ingest.worker import Message, Worker
+from protocol.topics import FROM_DISPENSER, Channel
 
 READS_WAITING_MAX: Final = 16
 """Each holds what one read of the socket brought: some hundred KiB at most. What waits beyond that waits in the broker."""
@@ -28,7 +29,7 @@ log = structlog.get_logger()
 
 
 class IngestService:
-    """One worker on one broker connection.
+    """One worker on one broker.
 
     While `is_played` says that history is being played, messages to machines leave only when asked for (`flush`): what a machine
     is told, and when, must not depend on how fast this process is.
@@ -44,11 +45,19 @@ class IngestService:
     ) -> None:
         self._worker = Worker(database, clock)
         self._is_played = is_played
+        self._look_out = threading.Event()
         self._reads: queue.Queue[list[Delivery]] = queue.Queue(READS_WAITING_MAX)
-        self._broker = Broker(address, self._reads, self._on_up, share)
+        # A flood of readings must not take the room that facts have on their way, nor the other way round.
+        self._broker = Broker(address, self._reads, self._on_up, share, [Channel.FACTS])
+        self._readings = Broker(
+            address,
+            self._reads,
+            self._look_out.set,
+            share,
+            [channel for channel in FROM_DISPENSER if channel is not Channel.FACTS],
+        )
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._stopping = threading.Event()
-        self._look_out = threading.Event()
         self._resend = threading.Event()
         self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self._progress = threading.Condition()
@@ -60,7 +69,7 @@ class IngestService:
     @property
     def connected(self) -> bool:
         """Whether the broker has accepted us."""
-        return self._broker.connected
+        return self._broker.connected and self._readings.connected
 
     def start(self) -> None:
         """Begin to work, in a thread of its own."""
@@ -69,11 +78,13 @@ class IngestService:
         gc.set_threshold(OBJECTS_BEFORE_COLLECTION)
         self._thread.start()
         self._broker.start()
+        self._readings.start()
 
     def stop(self) -> None:
         """Stop; what is not committed stays unacknowledged and comes again."""
         self._stopping.set()
         self._broker.stop()
+        self._readings.stop()
         self._thread.join(timeout=10)
 
     def flush(self, timeout_s: float = 10) -> None:
@@ -160,6 +171,7 @@ class IngestService:
 
     def _done(self, deliveries: Sequence[Delivery]) -> None:
         self._broker.done(deliveries)
+        self._readings.done(deliveries)
         with self._progress:
             self.handled += sum(delivery.mid > 0 for delivery in deliveries)
             self._progress.notify_all()
