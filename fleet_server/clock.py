@@ -79,9 +79,9 @@ class SettableClock:
             self._state, self._loaded_s = self._load(), time.monotonic()
         return self._state
 
-    def forget(self) -> None:
-        """Read the state again at the next question: it has just been changed."""
-        self._state = None
+    def put(self, state: ClockState) -> None:
+        """Take over a state that has just been kept."""
+        self._state, self._loaded_s = state, time.monotonic()
 
     def now(self) -> datetime:
         return self.state().at(system_now())

@@ -1,17 +1,17 @@
 """Faults that only the server can find: from reports that do not come, stock, dates, and what visits did not see. Jobs as in `work`."""
 
-from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import Final
 
 from fleet_server.database import Connection
-from fleet_server.faults.store import NO_SLOT, FaultChange, OpenFault, open_faults, record
+from fleet_server.faults.store import FaultChange, OpenFault, open_faults, record
 from fleet_server.jobs import store
 from fleet_server.planning import service as planning
 
 REPORTS_WITHIN: Final = timedelta(days=30)
 REPORTS_FOR_AT_LEAST: Final = timedelta(days=7)
 ON_TIME_SHARE: Final = 0.8
+CARRIED_OFF_SIGNS: Final = ("VANDALISM", "POWER_LOSS", "NET_LOSS")
 CARRIED_OFF_WITHIN: Final = timedelta(hours=3)
 """A shock, a loss of mains and a loss of network so near to each other are a theft."""
 VISITS_WITHIN: Final = timedelta(days=2)
@@ -50,18 +50,9 @@ def watch_stock(connection: Connection, plan_ids: list[str], due_at: datetime) -
 
 def watch_theft(connection: Connection, due_at: datetime) -> None:
     """THEFT: a shock, then neither mains nor network, within hours. It ends when somebody has stood before the machine."""
-    by_machine: dict[str, dict[str, OpenFault]] = defaultdict(dict)
-    for fault in open_faults(connection):
-        if fault.slot == NO_SLOT:
-            by_machine[fault.dispenser_id][fault.code] = fault
-    changes = []
-    for dispenser_id, faults in by_machine.items():
-        signs = [faults.get(code) for code in ("VANDALISM", "POWER_LOSS", "NET_LOSS")]
-        moments = [sign.opened_at for sign in signs if sign is not None]
-        if len(moments) == len(signs) and max(moments) - min(moments) <= CARRIED_OFF_WITHIN:
-            detail = "shock, then no mains and no network"
-            changes.append(FaultChange(dispenser_id, "THEFT", opened=True, at=due_at, detail=detail))
-    record(connection, changes)
+    found = store.machines_with_all(connection, CARRIED_OFF_SIGNS, CARRIED_OFF_WITHIN)
+    detail = "shock, then no mains and no network"
+    record(connection, [FaultChange(name, "THEFT", opened=True, at=due_at, detail=detail) for name in found])
 
 
 def watch_doors(connection: Connection, due_at: datetime) -> None:

@@ -17,7 +17,7 @@ from fleet_server.jobs import finding, store, work
 log = structlog.get_logger()
 
 Work = Callable[[Connection, datetime], None]
-"""A job's function, or what else is to happen in the transaction of its run: connection, due time."""
+"""A job's function: connection, due time."""
 
 
 class Job(NamedTuple):
@@ -68,32 +68,25 @@ def run_due(database: Database, now: datetime, jobs: Sequence[Job] = JOBS) -> li
 
     Only one replica at a time: the others find the lock taken and leave it to it.
     """
-    with store.jobs_lock(database) as held:
-        return run_held(database, now, jobs, since=now) if held else []
+    with store.jobs_lock_if_free(database) as connection:
+        return run_held(connection, now, jobs, since=now) if connection is not None else []
 
 
-def run_held(
-    database: Database,
-    now: datetime,
-    jobs: Sequence[Job] = JOBS,
-    *,
-    since: datetime,
-    with_each: Work | None = None,
-) -> list[str]:
-    """Do what `run_due` does, for a caller that holds the lock.
+def run_held(connection: Connection, now: datetime, jobs: Sequence[Job] = JOBS, *, since: datetime) -> list[str]:
+    """Do what `run_due` does, on the connection that holds the lock and in transactions of their own.
 
     From `since` on every due time is run, and what was missed shortly before. A new server's schedule begins there: it
-    has nothing to catch up with. `with_each` joins each run's transaction.
+    has nothing to catch up with.
     """
-    with database.begin() as connection:
+    with connection.begin():
         last = store.last_due(connection, [BEGAN, *(job.name for job in jobs)])
         if BEGAN not in last:
-            store.begin_run(connection, BEGAN, since, since)
+            store.note_run(connection, BEGAN, since)
     due: list[tuple[datetime, int, Job]] = []
     for number, job in enumerate(jobs):
         after = max(last.get(job.name, last.get(BEGAN, since)), since - CATCH_UP_MAX)
         due += [(at, number, job) for at in _times(job, after, now)]
-    return [job.name for at, _, job in sorted(due, key=lambda d: d[:2]) if _run(database, job, at, with_each)]
+    return [job.name for at, _, job in sorted(due, key=lambda d: d[:2]) if _run(connection, job, at)]
 
 
 def _times(job: Job, after: datetime, now: datetime) -> list[datetime]:
@@ -104,22 +97,20 @@ def _times(job: Job, after: datetime, now: datetime) -> list[datetime]:
     return (due_times(job.trigger, near, now) or due_times(job.trigger, after, now))[-1:]
 
 
-def _run(database: Database, job: Job, due_at: datetime, with_each: Work | None) -> bool:
+def _run(connection: Connection, job: Job, due_at: datetime) -> bool:
     """Run one job at one time, in one transaction with the note that it ran; False when it had run before."""
     try:
-        with database.begin() as connection:
-            if not store.begin_run(connection, job.name, due_at, due_at):
+        with connection.begin():
+            if not store.note_run(connection, job.name, due_at):
                 return False
-            if with_each is not None:
-                with_each(connection, due_at)
             job.function(connection, due_at)
-            store.end_run(connection, job.name, due_at, due_at, None)
     except Exception as failure:
+        if connection.invalidated:
+            raise
         # One job that fails must not keep the others from running.
         log.exception("job failed", job=job.name, due_at=due_at.isoformat(), error=repr(failure)[:500])
-        with database.begin() as connection:
-            store.begin_run(connection, job.name, due_at, due_at)
-            store.end_run(connection, job.name, due_at, due_at, f"{type(failure).__name__}: {failure}"[:500])
+        with connection.begin():
+            store.note_run(connection, job.name, due_at, f"{type(failure).__name__}: {failure}"[:500])
     return True
 
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
-from sqlalchemy import Column, Float, Index, Integer, Table, Text, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Column, Float, Index, Integer, Table, Text, select, text
 
 from fleet_server.clock import ClockState
 from fleet_server.database import Connection, Database, metadata
@@ -46,9 +45,10 @@ def read_clock(connection: Connection, wall: datetime) -> ClockState:
 
 def write_clock(connection: Connection, state: ClockState) -> None:
     """Keep the clock's state."""
-    values: dict[str, Any] = {"mode": state.mode, "base": state.base, "wall": state.wall, "speed": state.speed}
-    query = insert(clock_state).values(id=1, **values)
-    connection.execute(query.on_conflict_do_update(index_elements=["id"], set_=values))
+    query = text("""
+        INSERT INTO clock_state (id, mode, base, wall, speed) VALUES (1, :mode, :base, :wall, :speed)
+        ON CONFLICT (id) DO UPDATE SET mode = excluded.mode, base = excluded.base, wall = excluded.wall, speed = excluded.speed""")
+    connection.execute(query, asdict(state))
 
 
 def last_due(connection: Connection, jobs: Sequence[str]) -> dict[str, datetime]:
@@ -60,17 +60,12 @@ def last_due(connection: Connection, jobs: Sequence[str]) -> dict[str, datetime]
     return {row.job: row.at for row in connection.execute(query, {"jobs": list(jobs)}) if row.at is not None}
 
 
-def begin_run(connection: Connection, job: str, due_at: datetime, now: datetime) -> bool:
-    """Claim one run of a job; False when it was claimed before."""
-    query = insert(job_runs).values(job=job, due_at=due_at, began_at=now).on_conflict_do_nothing()
-    return connection.execute(query).rowcount > 0
-
-
-def end_run(connection: Connection, job: str, due_at: datetime, now: datetime, error: str | None) -> None:
-    """Note how a run ended."""
-    connection.execute(
-        update(job_runs).where(job_runs.c.job == job, job_runs.c.due_at == due_at).values(ended_at=now, error=error)
-    )
+def note_run(connection: Connection, job: str, due_at: datetime, error: str | None = None) -> bool:
+    """Note one run of a job, in whose transaction it stands or falls; False when it was noted before."""
+    query = text("""
+        INSERT INTO job_runs (job, due_at, began_at, ended_at, error) VALUES (:job, :due_at, :due_at, :due_at, :error)
+        ON CONFLICT DO NOTHING""")
+    return connection.execute(query, {"job": job, "due_at": due_at, "error": error}).rowcount > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +90,32 @@ def failed_runs(connection: Connection, since: datetime) -> list[FailedRun]:
 
 
 @contextmanager
-def jobs_lock(database: Database, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the one lock under which jobs run, on a connection of its own; yields whether we have it."""
-    with database.engine.connect() as connection:
-        ask = "SELECT pg_advisory_lock(:key) IS NOT NULL" if wait else "SELECT pg_try_advisory_lock(:key)"
-        held = bool(connection.execute(text(ask), {"key": JOBS_LOCK}).scalar())
-        connection.commit()
+def jobs_lock(database: Database) -> Iterator[Connection]:
+    """Hold the one lock under which jobs run; yields the connection that holds it, for one transaction after another."""
+    with _holding(database, "SELECT pg_advisory_lock(:key) IS NOT NULL") as (connection, _):
+        yield connection
+
+
+@contextmanager
+def jobs_lock_if_free(database: Database) -> Iterator[Connection | None]:
+    """Do what `jobs_lock` does, without waiting: None where somebody else holds it."""
+    with _holding(database, "SELECT pg_try_advisory_lock(:key)") as (connection, held):
+        yield connection if held else None
+
+
+@contextmanager
+def _holding(database: Database, ask: str) -> Iterator[tuple[Connection, bool]]:
+    with database.open() as connection:
+        with connection.begin():
+            held = bool(connection.execute(text(ask), {"key": JOBS_LOCK}).scalar())
         try:
-            yield held
+            yield connection, held
         finally:
-            if held:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": JOBS_LOCK})
-                connection.commit()
+            # A connection that broke holds nothing any more.
+            if held and not connection.invalidated:
+                connection.rollback()
+                with connection.begin():
+                    connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": JOBS_LOCK})
 
 
 def forget(
@@ -131,6 +140,27 @@ def hours_reported(connection: Connection, since: datetime, until: datetime) -> 
                    WHERE hour >= :since AND hour < :until GROUP BY dispenser_id) AS v USING (dispenser_id)""")
     rows = connection.execute(query, {"since": since, "until": until})
     return [(row.dispenser_id, row.hours, row.began_at) for row in rows]
+
+
+def presence_to_note(connection: Connection, code: str, away_since: datetime) -> list[tuple[str, bool, datetime]]:
+    """Return (dispenser_id, online, since when) of machines away since before a moment without this fault, or back with it."""
+    query = text("""
+        SELECT p.dispenser_id, p.online, p.changed_at FROM presence AS p
+        LEFT JOIN faults AS f ON f.dispenser_id = p.dispenser_id AND f.slot = 0 AND f.code = :code AND f.cleared_at IS NULL
+        WHERE p.online AND f.id IS NOT NULL OR NOT p.online AND f.id IS NULL AND p.changed_at < :away_since
+        ORDER BY p.dispenser_id""")
+    rows = connection.execute(query, {"code": code, "away_since": away_since})
+    return [(row.dispenser_id, row.online, row.changed_at) for row in rows]
+
+
+def machines_with_all(connection: Connection, codes: Sequence[str], within: timedelta) -> list[str]:
+    """Return the machines at which all of these faults are open and began so near to each other."""
+    query = text("""
+        SELECT dispenser_id FROM faults WHERE cleared_at IS NULL AND slot = 0 AND code = ANY(:codes)
+        GROUP BY dispenser_id
+        HAVING count(*) = :signs AND max(opened_at) - min(opened_at) <= :within ORDER BY dispenser_id""")
+    values = {"codes": list(codes), "signs": len(codes), "within": within}
+    return list(connection.execute(query, values).scalars())
 
 
 def doors_last_opened(connection: Connection) -> dict[str, datetime]:

@@ -44,14 +44,9 @@ def release(connection: Connection, due_at: datetime) -> None:
 def watch_presence(connection: Connection, due_at: datetime) -> None:
     """Open NET_LOSS for a machine that has been away for half an hour: what it has is unknown, not empty."""
     changes = []
-    open_now = {fault.dispenser_id for fault in open_faults(connection) if fault.code == "NET_LOSS"}
-    for dispenser_id, presence in fleet.presence(connection).items():
-        away = not presence.online and due_at - presence.changed_at > OFFLINE_AFTER
-        if away and dispenser_id not in open_now:
-            detail = f"no connection since {presence.changed_at.astimezone(LOCAL):%m-%d %H:%M}"
-            changes.append(FaultChange(dispenser_id, "NET_LOSS", opened=True, at=due_at, detail=detail))
-        elif presence.online and dispenser_id in open_now:
-            changes.append(FaultChange(dispenser_id, "NET_LOSS", opened=False, at=due_at))
+    for dispenser_id, online, changed_at in store.presence_to_note(connection, "NET_LOSS", due_at - OFFLINE_AFTER):
+        detail = "" if online else f"no connection since {changed_at.astimezone(LOCAL):%m-%d %H:%M}"
+        changes.append(FaultChange(dispenser_id, "NET_LOSS", opened=not online, at=due_at, detail=detail))
     record(connection, changes)
 
 

@@ -65,7 +65,7 @@ def take_visit(connection: Connection, kept: KeptVisit, person: Person, now: dat
         raise ConflictError(
             "visit_id", kept.visit_id, f"the visit of {known['dispenser_id']}, {known['work_order_id']}"
         )
-    outcomes = workorders.enter_at(connection, stop, kept.entries, person.actor, now)
+    outcomes = workorders.enter(connection, stop, kept.entries, person.actor, now)
     if known is not None and known["state"] in {StopState.PLANNED, StopState.ARRIVED}:
         workorders_store.set_stop(connection, kept.visit_id, now, state=StopState.CLOSED)
     return outcomes

@@ -304,16 +304,14 @@ def _visit(row: dict[str, Any]) -> m.Visit:
 @router.post("/visits/{visit_id}/arrive", tags=["visits"])
 def arrive(visit_id: str, person: SignedIn, connection: Transaction, now: Now) -> m.Visit:
     """Say that you stand at the machine."""
-    own_visit(connection, visit_id, person)
-    return _visit(workorders.arrive(connection, visit_id, now))
+    return _visit(workorders.arrive(connection, own_visit(connection, visit_id, person), now))
 
 
 @router.post("/visits/{visit_id}/unlock", tags=["visits"])
 def unlock(visit_id: str, person: SignedIn, parts: Parts, now: Now) -> m.Unlocked:
     """Order the machine to open; it is sent at once."""
     with parts.database.begin() as connection:
-        own_visit(connection, visit_id, person)
-        order_id = workorders.unlock(connection, visit_id, now)
+        order_id = workorders.unlock(connection, own_visit(connection, visit_id, person), now)
     if parts.ingest is not None:
         parts.ingest.flush()
     return m.Unlocked(order_id=order_id, messages_sent=parts.ingest.sent if parts.ingest is not None else 0)
@@ -322,9 +320,9 @@ def unlock(visit_id: str, person: SignedIn, parts: Parts, now: Now) -> m.Unlocke
 @router.post("/visits/{visit_id}/operations", tags=["visits"])
 def operations(visit_id: str, body: m.Operations, person: SignedIn, connection: Transaction, now: Now) -> m.Results:
     """Book counts, refills and removals, each by itself; the same operation may be sent again, days late, in any order."""
-    own_visit(connection, visit_id, person)
+    stop = own_visit(connection, visit_id, person)
     entries = [entered(item) for item in body.operations]
-    results = workorders.enter(connection, visit_id, entries, person.actor, now)
+    results = workorders.enter(connection, stop, entries, person.actor, now)
     return m.Results(results=[m.Result(operation_id=o, verdict=v, detail=d) for o, v, d in results])
 
 
@@ -338,15 +336,14 @@ def entered(item: m.Operation) -> workorders.Entered:
 @router.post("/visits/{visit_id}/close", tags=["visits"])
 def close(visit_id: str, person: SignedIn, connection: Transaction, now: Now) -> m.Visit:
     """Close a visit; refused while the door is open."""
-    own_visit(connection, visit_id, person)
-    return _visit(workorders.close(connection, visit_id, now))
+    return _visit(workorders.close(connection, own_visit(connection, visit_id, person), now))
 
 
 @router.post("/visits/{visit_id}/skip", tags=["visits"])
 def skip(visit_id: str, body: m.Skip, person: SignedIn, connection: Transaction, now: Now) -> m.Visit:
     """Leave a visit out, with the reason."""
-    own_visit(connection, visit_id, person)
-    return _visit(workorders.skip(connection, visit_id, body.reason, now, body.cause))
+    stop = own_visit(connection, visit_id, person)
+    return _visit(workorders.skip(connection, stop, body.reason, now, body.cause))
 
 
 # ---------------------------------------------------------------- the clock

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
 
@@ -90,7 +91,7 @@ class Routes:
             elif kind == context.Now:
                 values[name] = parts.clock.now()
             elif name in given:
-                values[name] = TypeAdapter(kind).validate_python(given[name])
+                values[name] = _adapter(kind).validate_python(given[name])
             elif name in call.defaults:
                 values[name] = call.defaults[name]
             else:
@@ -99,6 +100,10 @@ class Routes:
             return call.function(**values)
         with parts.database.begin() as connection:
             return call.function(**values, **{transaction: connection})
+
+
+_adapter = cache(TypeAdapter[Any])
+"""To make one takes longer than most routes."""
 
 
 def _call(route: Any) -> Call:

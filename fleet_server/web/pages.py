@@ -300,28 +300,27 @@ async def visit_step(visit_id: str, step: str, request: Request, person: SignedI
     form = {name: str(value) for name, value in (await request.form()).items()}
     refused: list[str] = []
     with parts.database.begin() as connection:
-        own_visit(connection, visit_id, person)
+        stop = own_visit(connection, visit_id, person)
         match step:
             case "arrive":
-                workorders.arrive(connection, visit_id, now)
+                workorders.arrive(connection, stop, now)
             case "unlock":
-                workorders.unlock(connection, visit_id, now)
+                workorders.unlock(connection, stop, now)
             case "count":
-                refused = _enter(connection, visit_id, _counts(connection, visit_id, form, now), person, now)
+                refused = _enter(connection, stop, _counts(connection, visit_id, form, now), person, now)
             case "refill":
-                refused = _enter(connection, visit_id, _refills(connection, visit_id, form, now), person, now)
+                refused = _enter(connection, stop, _refills(connection, visit_id, form, now), person, now)
             case "close":
-                workorders.close(connection, visit_id, now)
+                workorders.close(connection, stop, now)
             case "skip":
-                workorders.skip(connection, visit_id, form.get("reason", ""), now, _cause(form.get("cause", "other")))
+                workorders.skip(connection, stop, form.get("reason", ""), now, _cause(form.get("cause", "other")))
             case _:
                 raise InputError("step", step, "arrive, unlock, count, refill, close or skip")
-        order_id = workorders.visit(connection, visit_id)["work_order_id"]
     if step == "unlock" and parts.ingest is not None:
         parts.ingest.flush()
     if refused:
         raise InputError("entries", len(refused), "; ".join(refused[:3]))
-    return go(f"/work-orders/{order_id}" if step in {"close", "skip"} else f"/visits/{visit_id}")
+    return go(f"/work-orders/{stop['work_order_id']}" if step in {"close", "skip"} else f"/visits/{visit_id}")
 
 
 def _cause(word: str) -> Literal["blocked", "missing", "other"]:
@@ -333,9 +332,9 @@ def _cause(word: str) -> Literal["blocked", "missing", "other"]:
 
 
 def _enter(
-    connection: Connection, visit_id: str, entries: list[workorders.Entered], person: Person, now: Any
+    connection: Connection, stop: dict[str, Any], entries: list[workorders.Entered], person: Person, now: Any
 ) -> list[str]:
-    results = workorders.enter(connection, visit_id, entries, person.actor, now)
+    results = workorders.enter(connection, stop, entries, person.actor, now)
     return [detail for _, verdict, detail in results if verdict in {"refused", "conflicting"}]
 
 

@@ -153,12 +153,11 @@ def note_picked(connection: Connection, order: dict[str, Any], lines: Sequence[P
     store.set_order_state(connection, order_id, change_order(order["state"], "pick"), now)
 
 
-def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any]:
-    """Note that the restocker stands at the machine."""
-    stop = visit(connection, visit_id)
+def arrive(connection: Connection, stop: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """Note that the restocker stands at the machine. `stop` here and below is what `visit` returned."""
     _check_open(stop)
     state = change_stop(stop["state"], "arrive")
-    store.set_stop(connection, visit_id, now, state=state)
+    store.set_stop(connection, stop["visit_id"], now, state=state)
     # Somebody stands before the machine: it is there, and it can be reached.
     record(
         connection, [FaultChange(stop["dispenser_id"], code, opened=False, at=now) for code in (ACCESS_BLOCKED, THEFT)]
@@ -166,14 +165,13 @@ def arrive(connection: Connection, visit_id: str, now: datetime) -> dict[str, An
     return stop | {"state": state}
 
 
-def unlock(connection: Connection, visit_id: str, now: datetime) -> str:
+def unlock(connection: Connection, stop: dict[str, Any], now: datetime) -> str:
     """Order the machine to open its lock; returns the order's id."""
-    stop = visit(connection, visit_id)
     _check_open(stop)
     if stop["state"] != StopState.ARRIVED:
         raise ConflictError("state", stop["state"], "a visit at which somebody has arrived")
     order_id = outgoing.order(connection, stop["dispenser_id"], "unlock", lives_s=UNLOCK_LIVES_S, now=now)
-    store.set_stop(connection, visit_id, now, unlock_order_id=order_id)
+    store.set_stop(connection, stop["visit_id"], now, unlock_order_id=order_id)
     return order_id
 
 
@@ -184,16 +182,12 @@ def _check_open(stop: dict[str, Any]) -> None:
 
 
 def enter(
-    connection: Connection, visit_id: str, entries: Sequence[Entered], actor: str, now: datetime
-) -> list[tuple[str, str, str]]:
-    """Book what a phone entered, each entry by itself: (operation_id, verdict, detail). It may come days late."""
-    return enter_at(connection, visit(connection, visit_id), entries, actor, now)
-
-
-def enter_at(
     connection: Connection, stop: dict[str, Any], entries: Sequence[Entered], actor: str, now: datetime
 ) -> list[tuple[str, str, str]]:
-    """Do what `enter` does, at a stop of which no more need be known than visit_id, work_order_id and dispenser_id."""
+    """Book what a phone entered, each entry by itself: (operation_id, verdict, detail). It may come days late.
+
+    Of the stop no more need be known than visit_id, work_order_id and dispenser_id.
+    """
     known_slots = {
         plan.slot: plan for plan in fleet.planogram(connection, [stop["dispenser_id"]]).get(stop["dispenser_id"], [])
     }
@@ -261,35 +255,32 @@ def _check_packs(field: str, packs: int | None) -> None:
         raise InputError(field, packs, f"0 to {PACKS_MAX}")
 
 
-def close(connection: Connection, visit_id: str, now: datetime) -> dict[str, Any]:
+def close(connection: Connection, stop: dict[str, Any], now: datetime) -> dict[str, Any]:
     """Close a visit; refused while the machine says that its door is open."""
-    stop = visit(connection, visit_id)
     if reading.door_state(connection, stop["dispenser_id"]).open:
         raise ConflictError("door", "open", "a closed door before the visit is closed")
     state = change_stop(stop["state"], "close")
-    store.set_stop(connection, visit_id, now, state=state)
+    store.set_stop(connection, stop["visit_id"], now, state=state)
     return stop | {"state": state}
 
 
 def skip(
     connection: Connection,
-    visit_id: str,
+    stop: dict[str, Any],
     reason: str,
     now: datetime,
     cause: Literal["blocked", "missing", "other"] = "other",
 ) -> dict[str, Any]:
     """Leave a visit out, with the reason: nobody gets in (`blocked`), or no machine is there (`missing`)."""
-    stop = visit(connection, visit_id)
     if cause != "other":
         code = ACCESS_BLOCKED if cause == "blocked" else THEFT
-        change = FaultChange(
-            stop["dispenser_id"], code, opened=True, at=now, detail=f"visit {visit_id}: {reason}"[:200]
-        )
+        detail = f"visit {stop['visit_id']}: {reason}"[:200]
+        change = FaultChange(stop["dispenser_id"], code, opened=True, at=now, detail=detail)
         record(connection, [change])
     if not reason.strip():
         raise InputError("reason", reason, "words that say why the visit is left out")
     state = change_stop(stop["state"], "skip")
-    store.set_stop(connection, visit_id, now, state=state, skipped_because=reason[:200])
+    store.set_stop(connection, stop["visit_id"], now, state=state, skipped_because=reason[:200])
     return stop | {"state": state}
 
 

@@ -27,6 +27,11 @@ def do(database: Database, job: Any, *more: Any) -> None:
         job(connection, *more)
 
 
+def at_visit(database: Database, action: Any, visit_id: str, *more: Any) -> None:
+    with database.begin() as connection:
+        action(connection, workorders.visit(connection, visit_id), *more)
+
+
 def tell(database: Database, *changes: tuple[str, bool, datetime]) -> None:
     with database.begin() as connection:
         record(connection, [FaultChange("HD-001", code, opened, at) for code, opened, at in changes])
@@ -141,14 +146,14 @@ def a_visit(database: Database, order_id: str = "W1") -> str:
 def test_what_kept_somebody_from_a_machine_is_open_until_somebody_stands_before_it(
     database: Database, cause: Any, code: str
 ) -> None:
-    do(database, workorders.skip, a_visit(database), "gate locked", NOW, cause)
+    at_visit(database, workorders.skip, a_visit(database), "gate locked", NOW, cause)
     assert codes(database) == {code}
-    do(database, workorders.arrive, a_visit(database, "W2"), NOW + DAY)
+    at_visit(database, workorders.arrive, a_visit(database, "W2"), NOW + DAY)
     assert codes(database) == set()
 
 
 def test_a_visit_left_out_for_another_reason_is_no_fault(database: Database) -> None:
-    do(database, workorders.skip, a_visit(database), "no time", NOW)
+    at_visit(database, workorders.skip, a_visit(database), "no time", NOW)
     assert codes(database) == set()
 
 
@@ -159,8 +164,8 @@ def test_a_door_that_no_visit_moves_has_a_switch_that_is_stuck(
     door_at = datetime.fromtimestamp(BASE_MS / 1000, NOW.tzinfo)
     visited_at = door_at - 6 * HOUR
     visit_id = a_visit(database)
-    do(database, workorders.arrive, visit_id, visited_at)
-    do(database, workorders.close, visit_id, visited_at)
+    at_visit(database, workorders.arrive, visit_id, visited_at)
+    at_visit(database, workorders.close, visit_id, visited_at)
     if online:
         report(database, [visited_at + n * HOUR for n in (-1, 0, 1)])
     do(database, finding.watch_doors, door_at - HOUR)
