@@ -21,7 +21,7 @@ from simulator.world import HOUR_MS, LOCAL_MS, Site, World, local
 
 SAVE_EVERY_S: Final = 30.0
 """A simulator that is killed while it is live forgets at most so much of what is physically where."""
-WINDOW_MS: Final = 6 * HOUR_MS
+WINDOW_MS: Final = 12 * HOUR_MS
 """Lanes run so far side by side at the most before the server's clock moves."""
 SILENCE_S: Final = 3.0
 """Real seconds without any answer after which connection and server are looked at."""
@@ -301,6 +301,6 @@ class Fleet:
 
 
 def _next_window(now_ms: int) -> int:
-    """The next of the local hours 0, 6, 12, 18."""
+    """The next local noon or midnight."""
     shifted = now_ms + LOCAL_MS
     return shifted - shifted % WINDOW_MS + WINDOW_MS - LOCAL_MS

@@ -30,26 +30,25 @@ def advance(
 ) -> list[str]:
     """Move the played clock to a moment, through every due time on the way, running its jobs; returns their names.
 
-    After a failure the clock stands where it stood, and the same step may be asked for again: what ran does not run twice.
+    A step happens as a whole or not at all; a job that fails is noted and stops nothing.
     """
     _guard(production=production)
     if to.tzinfo is None:
         raise InputError("to", to.isoformat(), "a time with its offset from UTC")
     to = to.astimezone(UTC)
-    # Under the lock, so that neither another step nor a replica's scheduler comes in between.
-    with store.jobs_lock(database) as connection:
-        state = ClockState("played", to, system_now())
-        with connection.begin():
-            at = _stand(connection, to, state.wall)
+    state = ClockState("played", to, system_now())
+    with database.begin() as connection:
+        # Under the lock, so that neither another step nor a replica's scheduler comes in between.
+        store.hold_jobs(connection)
+        at = _stand(connection, to, state.wall)
         ran = run_held(connection, to, jobs, since=at)
-        with connection.begin():
-            store.write_clock(connection, state)
+        store.write_clock(connection, state)
     clock.put(state)
     return ran
 
 
 def _stand(connection: Connection, to: datetime, wall: datetime) -> datetime:
-    """Stop the clock for a step to `to`; returns where it stands. Raises ConflictError when that is later already."""
+    """Return where the clock stands, from which it goes to `to`. Raises ConflictError when that is later already."""
     state = store.read_clock(connection, wall)
     at = state.at(wall)
     if state.mode == "system" and store.is_untouched(connection):
@@ -60,8 +59,6 @@ def _stand(connection: Connection, to: datetime, wall: datetime) -> datetime:
         raise ConflictError("to", to.isoformat(), f"{at.isoformat()} or later")
     elif to - at > STEP_MAX:
         raise InputError("to", to.isoformat(), f"at most {STEP_MAX.days} days after {at.isoformat()}")
-    if state.mode != "played":
-        store.write_clock(connection, ClockState("played", at, wall))
     return at
 
 
@@ -70,7 +67,8 @@ def go_live(database: Database, clock: SettableClock, speed: float, *, productio
     _guard(production=production)
     if not 0 < speed <= 10_000:  # noqa: PLR2004 - a day in nine seconds is as fast as anything can follow
         raise InputError("speed", speed, "more than 0 and at most 10000")
-    with store.jobs_lock(database) as connection:
+    with database.begin() as connection:
+        store.hold_jobs(connection)
         wall = system_now()
         at = store.read_clock(connection, wall).at(wall)
         with_wall = speed == 1 and abs(at - wall) < NEARLY_NOW
@@ -79,7 +77,6 @@ def go_live(database: Database, clock: SettableClock, speed: float, *, productio
             ClockState("system", wall, wall) if with_wall and at <= wall else ClockState("scaled", base, wall, speed)
         )
         store.write_clock(connection, state)
-        connection.commit()
     clock.put(state)
     return state
 

@@ -1,6 +1,7 @@
 """When jobs run: one table, by the fleet's clock, once each, on one replica. The one door to APScheduler."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -73,12 +74,12 @@ def run_due(database: Database, now: datetime, jobs: Sequence[Job] = JOBS) -> li
 
 
 def run_held(connection: Connection, now: datetime, jobs: Sequence[Job] = JOBS, *, since: datetime) -> list[str]:
-    """Do what `run_due` does, on the connection that holds the lock and in transactions of their own.
+    """Do what `run_due` does, on the connection that holds the lock: each job within the transaction that it is in, or in its own.
 
     From `since` on every due time is run, and what was missed shortly before. A new server's schedule begins there: it
     has nothing to catch up with.
     """
-    with connection.begin():
+    with nullcontext() if connection.in_transaction() else connection.begin():
         last = store.last_due(connection, [BEGAN, *(job.name for job in jobs)])
         if BEGAN not in last:
             store.note_run(connection, BEGAN, since)
@@ -97,10 +98,15 @@ def _times(job: Job, after: datetime, now: datetime) -> list[datetime]:
     return (due_times(job.trigger, near, now) or due_times(job.trigger, after, now))[-1:]
 
 
+def _part(connection: Connection) -> AbstractContextManager[object]:
+    """What stands or falls as a whole."""
+    return connection.begin_nested() if connection.in_transaction() else connection.begin()
+
+
 def _run(connection: Connection, job: Job, due_at: datetime) -> bool:
     """Run one job at one time, in one transaction with the note that it ran; False when it had run before."""
     try:
-        with connection.begin():
+        with _part(connection):
             if not store.note_run(connection, job.name, due_at):
                 return False
             job.function(connection, due_at)
@@ -109,7 +115,7 @@ def _run(connection: Connection, job: Job, due_at: datetime) -> bool:
             raise
         # One job that fails must not keep the others from running.
         log.exception("job failed", job=job.name, due_at=due_at.isoformat(), error=repr(failure)[:500])
-        with connection.begin():
+        with _part(connection):
             store.note_run(connection, job.name, due_at, f"{type(failure).__name__}: {failure}"[:500])
     return True
 

@@ -89,27 +89,20 @@ def failed_runs(connection: Connection, since: datetime) -> list[FailedRun]:
     return [FailedRun(**row) for row in connection.execute(query, {"since": since}).mappings()]
 
 
-@contextmanager
-def jobs_lock(database: Database) -> Iterator[Connection]:
-    """Hold the one lock under which jobs run; yields the connection that holds it, for one transaction after another."""
-    with _holding(database, "SELECT pg_advisory_lock(:key) IS NOT NULL") as (connection, _):
-        yield connection
+def hold_jobs(connection: Connection) -> None:
+    """Wait for the one lock under which jobs run and the clock moves, and hold it until the transaction ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": JOBS_LOCK})
 
 
 @contextmanager
 def jobs_lock_if_free(database: Database) -> Iterator[Connection | None]:
-    """Do what `jobs_lock` does, without waiting: None where somebody else holds it."""
-    with _holding(database, "SELECT pg_try_advisory_lock(:key)") as (connection, held):
-        yield connection if held else None
-
-
-@contextmanager
-def _holding(database: Database, ask: str) -> Iterator[tuple[Connection, bool]]:
+    """Hold that lock for one transaction after another of the connection that is yielded; None where somebody else holds it."""
     with database.open() as connection:
         with connection.begin():
-            held = bool(connection.execute(text(ask), {"key": JOBS_LOCK}).scalar())
+            ask = text("SELECT pg_try_advisory_lock(:key)")
+            held = bool(connection.execute(ask, {"key": JOBS_LOCK}).scalar())
         try:
-            yield connection, held
+            yield connection if held else None
         finally:
             # A connection that broke holds nothing any more.
             if held and not connection.invalidated:
