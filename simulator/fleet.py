@@ -201,9 +201,14 @@ class Fleet:
                 waiting = {machine_id for machine_id in waiting if not self.machines[machine_id].run_until(end_ms)}
                 continue
             deadline = monotonic() + self._patience_s
-            machine_id = self._hand_over(*arrived)
-            if machine_id in waiting and self.machines[machine_id].run_until(end_ms):
-                waiting.discard(machine_id)
+            # All that is here, before anybody goes on: what those machines then say leaves together.
+            answered = {}
+            while arrived is not None:
+                answered[self._hand_over(*arrived)] = True
+                arrived = self._bridge.take(0)
+            for machine_id in answered:
+                if machine_id in waiting and self.machines[machine_id].run_until(end_ms):
+                    waiting.discard(machine_id)
 
     def _hand_over(self, machine_id: str, channel: Channel, payload: bytes) -> str:
         self._received += channel is not Channel.ACK
