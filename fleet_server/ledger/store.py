@@ -11,17 +11,20 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     Date,
     Index,
     Integer,
     Table,
     Text,
+    cast,
+    func,
     select,
     text,
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from fleet_server.database import Connection, copy_rows, metadata, moment, unnest_insert
 from fleet_server.devices.store import MOMENT
@@ -342,12 +345,19 @@ def door_sessions_of(
     return [DoorSession(**row) for row in connection.execute(query).mappings()]
 
 
+def _among(table: Table, sessions: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+    """Whether a row is of one of these (dispenser_id, session); however many, they are two parameters."""
+    ids, codes = zip(*sessions, strict=True)
+    arrays = (func.unnest(cast(list(column), ARRAY(Text))) for column in (ids, codes))
+    return tuple_(table.c.dispenser_id, table.c.session).in_(select(*arrays))
+
+
 def newest_doors(connection: Connection, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], DoorSession]:
     """Return the newest door session of each (dispenser_id, session code) that is known."""
     wanted = list(codes)
     if not wanted:
         return {}
-    query = select(door_sessions).where(tuple_(door_sessions.c.dispenser_id, door_sessions.c.session).in_(wanted))
+    query = select(door_sessions).where(_among(door_sessions, wanted))
     query = query.order_by(door_sessions.c.stream_no, door_sessions.c.opened_seq)
     rows = connection.execute(query).mappings()
     return {(row["dispenser_id"], row["session"]): DoorSession(**row) for row in rows}
@@ -396,9 +406,7 @@ def bind_operations(connection: Connection, rows: Sequence[tuple[str, int, int]]
 def waiting_operations(connection: Connection, sessions: Iterable[tuple[str, str]]) -> list[Any]:
     """Return operations that wait for one of these (dispenser_id, session), in the order of their steps."""
     query = select(operations).where(
-        tuple_(operations.c.dispenser_id, operations.c.session).in_(list(sessions)),
-        operations.c.state == "waiting",
-        operations.c.slot.is_not(None),
+        _among(operations, sessions), operations.c.state == "waiting", operations.c.slot.is_not(None)
     )
     return list(connection.execute(query.order_by(operations.c.step)).mappings())
 
