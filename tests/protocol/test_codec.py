@@ -150,3 +150,19 @@ def test_a_topic_is_one_of_ours_or_refused(name: str) -> None:
 def test_an_id_that_could_carry_a_wildcard_or_a_level_names_no_topic(wrong: str) -> None:
     with pytest.raises(topics.TopicError):
         topics.topic(wrong, topics.Channel.FACTS)
+
+
+def test_a_text_that_only_spells_a_nul_is_read_and_one_that_names_it_is_not() -> None:
+    """Error texts of libraries spell it, and stand in the detail of a fault."""
+    about: dict[str, Any] = {
+        "at_ms": 1,
+        "mono_ms": 1,
+        "boot_id": "00000001",
+        "clock_trusted": True,
+        "code": "STORAGE_DAMAGED",
+    }
+    spelt = messages.FaultRaised(**about, detail=r"control character (\u0000-\u001F)")
+    assert codec.decode_fact(codec.encode_fact(spelt)) == spelt
+    for detail in ("a \0", "a \\\0"):
+        with pytest.raises(codec.SchemaError, match="NUL"):
+            codec.decode_fact(codec.encode_fact(messages.FaultRaised(**about, detail=detail)))
