@@ -74,7 +74,7 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         self._vend_due_ms: int | None = None
         self._board_before: tuple[int | None, int | None] = (None, None)
         self._test_due_ms: int | None = None
-        self.watch = Watch(self.has_fault)
+        self.watch = Watch(self.open_faults)
 
     # ------------------------------------------------------------ time
 
@@ -166,7 +166,11 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
             return self._storage_failed(error, at)
 
     def _handle(self, event: ev.Event, at: Moment) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - one arm an event
-        match event:
+        match event:  # what happens most often first
+            case ev.SensorRead():
+                return self._sensors_read(event, at)
+            case ev.MessageArrived(channel, payload):
+                return self._message(channel, payload, at)
             case ev.SlotChosen(slot):
                 return self._choose(slot, at)
             case ev.ProductChosen(product):
@@ -182,8 +186,6 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
                 return self._board_fault(event, at)
             case ev.BoardFaultEnded():
                 return self._board_fault_ended(event, at)
-            case ev.SensorRead():
-                return self._sensors_read(event, at)
             case ev.InputsRead():
                 self.note(self.watch.inputs(event, at.mono_ms), at)
                 return []
@@ -196,8 +198,6 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
                 self._link_up = self._link_waits = False
                 self.sender.link_down()
                 return []
-            case ev.MessageArrived(channel, payload):
-                return self._message(channel, payload, at)
             case ev.OrderDone(order_id, ok) if order_id == OWN_TEST:
                 self._controller_tested(at, ok=ok)
                 return []
@@ -230,14 +230,20 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
             effects += self._storage_failed(error, at)
         return effects + self._send(self.sender.tick, at)
 
-    def wakes_at_ms(self) -> int | None:
+    def wakes_at_ms(self) -> int:
         """The monotonic time of the next tick that has something to do."""
-        due = [self.sender.wakes_at_ms(), self._vitals_due_ms, self._storage_due_ms]
-        if self.state is not State.OUT_OF_SERVICE:
-            due += [self._vend_due_ms, self.watch.due_ms, self._test_due_ms]
-            if self._stock_due_ms is not None and self._clock is not None:
-                due.append(self._stock_due_ms - self._time.offset_ms(self._clock))
-        return min(ms for ms in due if ms is not None)
+        wakes_ms = self._vitals_due_ms
+        for due_ms in (self.sender.wakes_at_ms(), self._storage_due_ms):
+            if due_ms is not None and due_ms < wakes_ms:
+                wakes_ms = due_ms
+        if self.state is State.OUT_OF_SERVICE:
+            return wakes_ms
+        for due_ms in (self._vend_due_ms, self.watch.due_ms, self._test_due_ms):
+            if due_ms is not None and due_ms < wakes_ms:
+                wakes_ms = due_ms
+        if self._stock_due_ms is not None and self._clock is not None:
+            wakes_ms = min(wakes_ms, self._stock_due_ms - self._time.offset_ms(self._clock))
+        return wakes_ms
 
     # ------------------------------------------------------------ what the machine tells
 

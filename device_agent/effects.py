@@ -1,6 +1,7 @@
 """Everything the agent asks of the world: a closed union."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from protocol.topics import Channel
 
@@ -67,8 +68,7 @@ class Restart:
     order_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(NamedTuple):
     """Send a message on one of this machine's channels."""
 
     channel: Channel

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from protocol.messages import LotPacks
 from protocol.topics import Channel
@@ -86,8 +87,7 @@ class BoardFaultEnded:
     slot: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SensorRead:
+class SensorRead(NamedTuple):
     """Readings for the watch and the next vitals; None where there is no sensor.
 
     `climate_failed`: the sensor was asked and gave nothing that a sensor can mean. `registration` is the modem's answer to

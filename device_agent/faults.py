@@ -1,6 +1,6 @@
 """Open faults: a durable set, so that each cause is told once when it begins and once when it ends, through restarts too."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from device_agent import events as ev
@@ -36,8 +36,12 @@ class FaultsMixin(AgentParts):
 
     def has_fault(self, code: str, slot: int | None = None) -> bool:
         """Tell whether a fault has been raised and not cleared."""
+        return _key(code, slot) in self.open_faults()
+
+    def open_faults(self) -> Mapping[str, int]:
+        """When each open fault was raised, by its code, with its slot if it has one."""
         still_open: dict[str, int] = self.outbox.meta.get(OPEN) or NONE_OPEN
-        return _key(code, slot) in still_open
+        return still_open
 
     def fault_facts(
         self, at: Moment, raised: Iterable[Raised] = (), cleared: Iterable[Cleared] = ()

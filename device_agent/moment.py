@@ -1,10 +1,9 @@
 """A moment as the machine sees it: the agent never reads a clock, it is told."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """Wall clock (ms since 1970 UTC) and whether it is trusted; monotonic clock (ms since the agent's boot)."""
 
     wall_ms: int

@@ -5,15 +5,15 @@ mirror that changes only after the commit. When the disk fails in a commit, the 
 commit happened, or it did not, and until that is known nothing is recorded.
 """
 
-import json
 import random
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+from pydantic_core import from_json, to_json
 
 from device_agent.seal import Mark, Reserve, Seal, row_sum
 from device_agent.stock import Intent, SlotBook
@@ -42,8 +42,10 @@ BEGINS: Final[dict[str, Any]] = {
 }
 """What is known of a stream that begins."""
 
-Changes = dict[tuple[str, str], str | None]
-"""New values of state rows by (kind, name); None deletes. Kinds: meta, slot, intent, order."""
+Key = tuple[str, str]
+"""(kind, name) of a state row. Kinds: meta, slot, intent, order."""
+Changes = dict[Key, str | None]
+"""New values of state rows; None deletes."""
 
 
 class Outbox:
@@ -95,8 +97,11 @@ class Outbox:
             raise at_opening(error, self._path) from error
 
     def _load(self) -> None:
-        self._rows = {(kind, name): value for kind, name, value in self._db.execute("SELECT * FROM state")}
-        self._sum = sum(row_sum(*key, value) for key, value in self._rows.items())
+        self._rows: dict[Key, str] = {}
+        self._sums: dict[Key, int] = {}
+        for kind, name, value in self._db.execute("SELECT * FROM state"):
+            self._rows[kind, name], self._sums[kind, name] = value, row_sum(kind, name, value)
+        self._sum = sum(self._sums.values())
         sealed = self._db.execute("SELECT number, digest FROM seal").fetchall()
         if not sealed and not self._rows and self._db.execute("SELECT count(*) FROM facts").fetchone() == (0,):
             self._begin_new()
@@ -123,9 +128,9 @@ class Outbox:
 
     def _mirror(self) -> None:
         rows = {kind: {n: v for (k, n), v in self._rows.items() if k == kind} for kind in ("meta", "slot", "intent")}
-        self.meta = {name: json.loads(value) for name, value in rows["meta"].items()}
+        self.meta = {name: from_json(value) for name, value in rows["meta"].items()}
         self.slots = {int(name): SlotBook.from_json(value) for name, value in rows["slot"].items()}
-        self.intents = [Intent(**json.loads(value)) for value in rows["intent"].values()]
+        self.intents = [Intent.from_json(value) for value in rows["intent"].values()]
 
     def _check_chain(self) -> None:
         """Compute the chain of all facts again: one flipped byte shows."""
@@ -166,6 +171,11 @@ class Outbox:
         return stream_id
 
     @property
+    def commits(self) -> int:
+        """The number of the last commit: as long as it is the same, nothing has changed."""
+        return self._seal.number
+
+    @property
     def unsure(self) -> bool:
         """Whether it is unknown if the last commit happened: nothing is recorded before `recover` has found out."""
         return self._unsure
@@ -200,16 +210,20 @@ class Outbox:
         found: bytes = rows[0][0]
         return found
 
-    def lines(self, first_seq: int, facts_max: int) -> list[bytes]:
-        """Return the lines of one batch beginning at `first_seq`; raises OutboxDamagedError where they are not what was kept."""
-        query = "SELECT line, digest FROM facts WHERE seq >= ? ORDER BY seq LIMIT ?"
-        rows = self._read(query, first_seq, facts_max)
-        digest = self.digest(first_seq - 1)
-        for place, (line, stored) in enumerate(rows):
+    def batch(self, first_seq: int, facts_max: int) -> tuple[bytes, list[bytes]]:
+        """Return the digest before `first_seq`, and the lines of one batch beginning there.
+
+        Raises OutboxDamagedError where they are not what was kept, OutboxError where they are not kept any more.
+        """
+        query = "SELECT seq, line, digest FROM facts WHERE seq >= ? ORDER BY seq LIMIT ?"
+        rows = self._read(query, first_seq - 1, facts_max + 1)
+        before = rows.pop(0)[2] if rows and rows[0][0] < first_seq else self.digest(first_seq - 1)
+        digest = before
+        for seq, line, stored in rows:
             digest = next_digest(digest, line)
             if digest != stored:
-                raise OutboxDamagedError(f"fact {first_seq + place}: its bytes do not give the stored digest")
-        return cut((line for line, _ in rows), facts_max)
+                raise OutboxDamagedError(f"fact {seq}: its bytes do not give the stored digest")
+        return before, cut((line for _, line, _ in rows), facts_max)
 
     def lines_after(self, seq: int) -> Iterator[bytes]:
         """Yield all kept lines after a fact."""
@@ -228,11 +242,11 @@ class Outbox:
     def order(self, order_id: str) -> tuple[str, str | None, str] | None:
         """Return (kind, outcome or None while it runs, detail) of an order that was begun."""
         row = self._rows.get(("order", order_id))
-        return None if row is None else tuple(json.loads(row))
+        return None if row is None else tuple(from_json(row))
 
     def open_orders(self) -> list[tuple[str, str]]:
         """Return (order_id, kind) of orders that were begun and have no answer."""
-        orders = ((name, json.loads(value)) for (kind, name), value in self._rows.items() if kind == "order")
+        orders = ((name, from_json(value)) for (kind, name), value in self._rows.items() if kind == "order")
         return [(name, kind) for name, (kind, outcome, _) in orders if outcome is None]
 
     # ------------------------------------------------------------ what is recorded
@@ -253,11 +267,11 @@ class Outbox:
         changes = _meta_rows(meta or {})
         changes |= {("slot", str(slot)): book.to_json() for slot, book in (slots or {}).items()}
         if begin is not None:
-            changes["intent", str(begin.board_sequence)] = json.dumps(asdict(begin))
+            changes["intent", str(begin.board_sequence)] = begin.to_json()
         if end is not None:
             changes["intent", str(end)] = None
         if order is not None:
-            changes["order", order[0]] = json.dumps(order[1:])
+            changes["order", order[0]] = _text(order[1:])
         self._commit(changes, [encode_fact(fact) for fact in facts])
 
     def _commit(
@@ -278,50 +292,66 @@ class Outbox:
         for line in lines:
             seq, digest = seq + 1, next_digest(digest, line)
             chained.append((seq, line, digest))
-        changes = {key: value for key, value in changes.items() if self._rows.get(key) != value}
+        rows, sums = self._rows, self._sums
+        changes = {key: value for key, value in changes.items() if rows.get(key) != value}
         if not changes and not chained and not statements:
             return
-        total = self._sum
-        for key, value in changes.items():
-            former = self._rows.get(key)
-            total -= 0 if former is None else row_sum(*key, former)
-            total += 0 if value is None else row_sum(*key, value)
+        new_sums = {key: 0 if value is None else row_sum(*key, value) for key, value in changes.items()}
+        total = self._sum + sum(new - sums.get(key, 0) for key, new in new_sums.items())
         seal = Seal.of(self._seal.number + 1, total, seq, digest)
         try:
-            with self._transaction():
-                self._write(changes, chained, seal)
-                for statement, arguments in statements:
-                    self._db.execute(statement, arguments)
+            self._write(changes, chained, seal, statements)
         except sqlite3.Error as error:
             self._look_up(seal, error)
             return
         self._sum, self._seal = total, seal
         self.last_seq, self.last_digest = seq, digest
-        self._mirror_changes(changes)
+        self._mirror_changes(changes, new_sums)
         self._mark.write(seal)
 
-    def _write(self, changes: Changes, chained: list[tuple[int, bytes, bytes]], seal: Seal) -> None:
-        self._db.executemany("INSERT INTO facts VALUES (?, ?, ?)", chained)
-        for key, value in changes.items():
-            if value is None:
-                self._db.execute("DELETE FROM state WHERE kind = ? AND name = ?", key)
-            else:
-                self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (*key, value))
-        self._db.execute("INSERT OR REPLACE INTO seal VALUES (1, ?, ?)", (seal.number, seal.digest))
+    def _write(
+        self,
+        changes: Changes,
+        chained: list[tuple[int, bytes, bytes]],
+        seal: Seal,
+        statements: Sequence[tuple[str, tuple[object, ...]]],
+    ) -> None:
+        """Do it in one transaction, or none of it; raises sqlite3.Error."""
+        execute = self._db.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            for fact in chained:
+                execute("INSERT INTO facts VALUES (?, ?, ?)", fact)
+            for key, value in changes.items():
+                if value is None:
+                    execute("DELETE FROM state WHERE kind = ? AND name = ?", key)
+                else:
+                    execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (*key, value))
+            execute("INSERT OR REPLACE INTO seal VALUES (1, ?, ?)", (seal.number, seal.digest))
+            for statement, arguments in statements:
+                execute(statement, arguments)
+            execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                execute("ROLLBACK")
+            raise
 
-    def _mirror_changes(self, changes: Changes) -> None:
-        for (kind, name), value in changes.items():
+    def _mirror_changes(self, changes: Changes, sums: Mapping[Key, int]) -> None:
+        for key, value in changes.items():
+            kind, name = key
+            if kind == "intent":
+                self.intents = [intent for intent in self.intents if str(intent.board_sequence) != name]
             if value is None:
-                self._rows.pop((kind, name), None)
-            else:
-                self._rows[kind, name] = value
-            if kind == "meta" and value is not None:
-                self.meta[name] = json.loads(value)
-            elif kind == "slot" and value is not None:
+                self._rows.pop(key, None)
+                self._sums.pop(key, None)
+                continue
+            self._rows[key], self._sums[key] = value, sums[key]
+            if kind == "meta":
+                self.meta[name] = from_json(value)
+            elif kind == "slot":
                 self.slots[int(name)] = SlotBook.from_json(value)
             elif kind == "intent":
-                self.intents = [intent for intent in self.intents if str(intent.board_sequence) != name]
-                self.intents += [] if value is None else [Intent(**json.loads(value))]
+                self.intents.append(Intent.from_json(value))
 
     def _look_up(self, seal: Seal, error: sqlite3.Error) -> None:
         """Find out whether a commit that failed happened after all; raises OutboxError where it did not, or nobody knows."""
@@ -331,17 +361,6 @@ class Outbox:
             if self._seal == seal:
                 return
         raise OutboxError(f"outbox: {error}") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
 
     def acknowledge(self, through_seq: int, epoch: int, server_at_ms: int) -> None:
         """Note the server's cursor; facts acknowledged KEPT_FACT_DAYS ago by the server's clock are given up, once a day.
@@ -378,7 +397,11 @@ class Outbox:
 
 
 def _meta_rows(meta: Mapping[str, Any]) -> Changes:
-    return {("meta", name): json.dumps(value) for name, value in meta.items()}
+    return {("meta", name): _text(value) for name, value in meta.items()}
+
+
+def _text(value: Any) -> str:
+    return to_json(value).decode()
 
 
 def open_or_set_aside(

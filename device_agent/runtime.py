@@ -177,8 +177,7 @@ class Runtime:
                 self._handle(event)
             with contextlib.suppress(queue.Empty):
                 self._handle(self._events.get(timeout=POLL_S))
-            wakes_at_ms = self._agent.wakes_at_ms()
-            if wakes_at_ms is not None and self.at().mono_ms >= wakes_at_ms:
+            if self.at().mono_ms >= self._agent.wakes_at_ms():
                 self._do(self._agent.tick(self.at()))
         self._uplink.close(GOODBYE_S)
         self._outbox.close()

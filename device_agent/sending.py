@@ -77,21 +77,21 @@ class Sender:
     def pump(self, at: Moment) -> list[Effect]:
         """Send what the window has room for."""
         effects: list[Effect] = []
-        held = self._hold_until_ms is not None and at.mono_ms < self._hold_until_ms
-        if not self._up or self.forked or held:
+        outbox = self._outbox
+        if not self._up or self.forked or (self._hold_until_ms is not None and at.mono_ms < self._hold_until_ms):
             return effects
         self._hold_until_ms = None
-        while len(self._in_flight) < WINDOW_BATCHES_MAX and self._next_seq <= self._outbox.last_seq:
-            lines = self._outbox.lines(self._next_seq, self._facts_max)
+        while self._next_seq <= outbox.last_seq and len(self._in_flight) < WINDOW_BATCHES_MAX:
+            digest, lines = outbox.batch(self._next_seq, self._facts_max)
             if not lines:
                 break
             if self._silent_since_ms is None:
                 self._silent_since_ms = at.mono_ms
             header = BatchHeader(
-                dispenser_id=self._outbox.dispenser_id,
-                stream_id=self._outbox.stream_id,
+                dispenser_id=outbox.dispenser_id,
+                stream_id=outbox.stream_id,
                 first_seq=self._next_seq,
-                prev_digest=self._outbox.digest(self._next_seq - 1).hex(),
+                prev_digest=digest.hex(),
                 sent_at_ms=at.wall_ms,
                 oldest=True if self._next_seq == self._oldest_seq else None,
             )

@@ -1,7 +1,8 @@
 """What a machine believes of its slots, and the vend it has begun."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+
+from pydantic_core import from_json, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,15 @@ class Intent:
     test: bool = False
     order_id: str | None = None
     life_count: int | None = None
+
+    def to_json(self) -> str:
+        """The form in which an intent is kept."""
+        return to_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Intent":
+        """Read the form in which an intent is kept."""
+        return cls(**from_json(text))
 
 
 @dataclass(slots=True)
@@ -42,10 +52,10 @@ class SlotBook:
 
     def to_json(self) -> str:
         """The form in which a book is kept."""
-        return json.dumps(asdict(self))
+        return to_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "SlotBook":
         """Read the form in which a book is kept."""
-        value = json.loads(text)
+        value = from_json(text)
         return cls([(lot, packs) for lot, packs in value["queue"]], value["blocked_by"], value["try_once"])

@@ -3,7 +3,7 @@
 Each method takes what was observed and returns what begins and ends because of it; `due_ms` is when to look again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,10 +53,10 @@ def _outside(value: float | None, bad_above: float, good_below: float) -> bool |
 
 
 class Watch:
-    """The rules of one machine. `is_open` asks its durable memory whether a fault is open."""
+    """The rules of one machine. `open_faults` asks its durable memory which faults are open."""
 
-    def __init__(self, is_open: Callable[[str], bool]) -> None:
-        self._is_open = is_open
+    def __init__(self, open_faults: Callable[[], Container[str]]) -> None:
+        self._open_faults = open_faults
         self._mean = DayMean()
         self._warm = Lasting("OVER_TEMP_WARN")
         self._hot = Lasting("OVER_TEMP_ALARM", HOUR_MS, HOUR_MS)
@@ -68,6 +68,14 @@ class Watch:
         self._clock = Lasting("CLOCK_DRIFT")
         self._sensor = Streak("TEMP_SENSOR_FAULT", 5, 3)
         self._reader = Streak("READER_FAULT", 3, 1)
+        self._limits: tuple[tuple[Lasting, str, str, float, float], ...] = (
+            (self._warm, "24 h mean", " C", WARM_C, COOL_C),
+            (self._hot, "cabinet", " C", HOT_C, COOLED_C),
+            (self._damp, "cabinet", " %", DAMP_PCT, DRY_PCT),
+            (self._storage, "memory", " % full", STORAGE_FULL_PCT, STORAGE_FREE_PCT),
+            (self._weak, "signal", " dBm", -WEAK_DBM, -STRONG_DBM),
+            (self._battery, "battery", " mV", -BATTERY_LOW_MV, -BATTERY_GOOD_MV),
+        )
         # Inputs and the door speak once, when they change: these are looked at again when they are due.
         self._held: list[tuple[Lasting, str]] = [
             (Lasting("POWER_LOSS", 2_000, 2_000), ""),
@@ -85,45 +93,37 @@ class Watch:
     def read(self, reading: ev.SensorRead, storage_pct: int, mono_ms: int) -> list[Change]:
         """Take the readings of a moment, and how full the machine's memory is. Nearly all are good, and cost little."""
         changes: list[Change] = []
+        is_open = self._open_faults()
         degrees = reading.temperature_c
         if degrees is not None or reading.climate_failed:
             self._count(self._sensor, reading.climate_failed, "no reading that a sensor can mean", changes)
         mean = None if degrees is None else self._mean.see(degrees, mono_ms)
-        for rule, what, unit, value, bad_above, good_below in (
-            (self._warm, "24 h mean", " C", mean, WARM_C, COOL_C),
-            (self._hot, "cabinet", " C", degrees, HOT_C, COOLED_C),
-            (self._damp, "cabinet", " %", reading.humidity_pct, DAMP_PCT, DRY_PCT),
-            (self._storage, "memory", " % full", storage_pct, STORAGE_FULL_PCT, STORAGE_FREE_PCT),
-            (self._weak, "signal", " dBm", _less(reading.signal_dbm), -WEAK_DBM, -STRONG_DBM),
-            (self._battery, "battery", " mV", _less(reading.battery_mv or None), -BATTERY_LOW_MV, -BATTERY_GOOD_MV),
-        ):
-            if value is not None and (value > bad_above or rule.since_ms is not None or self._is_open(rule.code)):
-                self._see(
-                    rule,
-                    _outside(value, bad_above, good_below),
-                    mono_ms,
-                    f"{what} {round(abs(value), 1)}{unit}",
-                    changes,
-                )
-        if reading.registration is not None:
-            denied = True if reading.registration in DENIED else False if reading.registration in REGISTERED else None
-            self._see(self._denied, denied, mono_ms, f"CREG {reading.registration}", changes)
+        weak, low = _less(reading.signal_dbm), _less(reading.battery_mv or None)
+        values = (mean, degrees, reading.humidity_pct, storage_pct, weak, low)
+        for value, (rule, what, unit, bad_above, good_below) in zip(values, self._limits, strict=True):
+            if value is not None and (value > bad_above or rule.since_ms is not None or rule.code in is_open):
+                bad = _outside(value, bad_above, good_below)
+                self._see(rule, bad, mono_ms, f"{what} {round(abs(value), 1)}{unit}", changes)
+        registration = reading.registration
+        if registration is not None and (registration not in REGISTERED or self._denied.code in is_open):
+            denied = True if registration in DENIED else False if registration in REGISTERED else None
+            self._see(self._denied, denied, mono_ms, f"CREG {registration}", changes)
         return changes
 
     def _see(self, rule: Lasting, bad: bool | None, mono_ms: int, detail: str, changes: list[Change]) -> None:
-        change = rule.see(bad, mono_ms, is_open=self._is_open(rule.code))
+        change = rule.see(bad, mono_ms, is_open=rule.code in self._open_faults())
         if change is not None:
             changes.append(Change(rule.code, change, detail))
 
     def _count(self, rule: Streak, bad: bool, detail: str, changes: list[Change]) -> None:
-        change = rule.see(bad, is_open=self._is_open(rule.code))
+        change = rule.see(bad, is_open=rule.code in self._open_faults())
         if change is not None:
             changes.append(Change(rule.code, change, detail if change else ""))
 
     def reader_answered(self, status: int | None) -> list[Change]:
         """Take the answer of the card or code reader to its self test; None: no answer. Other codes say nothing."""
         changes: list[Change] = []
-        if status in READER_BROKEN and not self._is_open("READER_FAULT"):
+        if status in READER_BROKEN and "READER_FAULT" not in self._open_faults():
             changes.append(Change("READER_FAULT", raised=True, detail=f"status {status:02X}"))
         elif status is None or status == READER_OK:
             self._count(self._reader, status is None, "no answer", changes)
@@ -146,7 +146,7 @@ class Watch:
     def inputs(self, inputs: ev.InputsRead, mono_ms: int) -> list[Change]:
         """Take the cabinet's inputs, all of them, when one has changed."""
         changes: list[Change] = []
-        if inputs.tampered and not self._is_open("VANDALISM"):
+        if inputs.tampered and "VANDALISM" not in self._open_faults():
             changes.append(Change("VANDALISM", raised=True, detail="tamper or shock input"))
         self.tampered = inputs.tampered
         self._bad[0], self._bad[1] = not inputs.mains, not inputs.curtain_clear
@@ -172,7 +172,7 @@ class Watch:
         changes: list[Change] = []
         dues = []
         for place, (rule, detail) in enumerate(self._held):
-            is_open = self._is_open(rule.code)
+            is_open = rule.code in self._open_faults()
             change = rule.see(self._bad[place], mono_ms, is_open=is_open)
             if change is not None:
                 changes.append(Change(rule.code, change, detail if change else ""))

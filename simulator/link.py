@@ -1,9 +1,10 @@
 """One machine's way to its broker: up or down, and what becomes of single messages while it is bad. Seeded, without I/O."""
 
-import json
 import re
 from enum import StrEnum
 from typing import Final
+
+from pydantic_core import from_json
 
 from simulator.world import World
 
@@ -30,7 +31,8 @@ class Link:
 
     def __init__(self, world: World, dispenser_id: str) -> None:
         self._world, self._id = world, dispenser_id
-        self._waiting: list[tuple[int, int, bool]] = []
+        self.waiting: list[tuple[int, int, bool]] = []
+        """Answers that are still to come: when the batch was sent, its last fact, whether the machine hears the answer."""
         self._messages = 0
         self.unheard_until_ms = self.unserved_until_ms = 0
         self.bad_until_ms, self.bad_share = 0, 0.0
@@ -53,29 +55,24 @@ class Link:
 
     def sent(self, sent_at_ms: int, last_seq: int, *, heard: bool) -> None:
         """A batch is on its way; its answer will be waited for, whether the machine hears it or not."""
-        self._waiting.append((sent_at_ms, last_seq, heard))
+        self.waiting.append((sent_at_ms, last_seq, heard))
 
     def answered(self, payload: bytes) -> bool:
         """Strike out what an answer answers, which may be several batches; returns whether the machine hears it."""
-        if not self._waiting:
+        if not self.waiting:
             return False
-        answer = json.loads(payload)
+        answer = from_json(payload)
         if answer["kind"] == "ack":
-            struck = [batch for batch in self._waiting if batch[1] <= answer["through_seq"]]
+            struck = [batch for batch in self.waiting if batch[1] <= answer["through_seq"]]
         else:
-            places = [place for place, batch in enumerate(self._waiting) if batch[0] == answer["sent_at_ms"]]
-            struck = self._waiting[: places[-1] + 1] if places else []
-        self._waiting = [batch for batch in self._waiting if batch not in struck]
+            places = [place for place, batch in enumerate(self.waiting) if batch[0] == answer["sent_at_ms"]]
+            struck = self.waiting[: places[-1] + 1] if places else []
+        self.waiting = [batch for batch in self.waiting if batch not in struck]
         return not struck or any(heard for _, _, heard in struck)
-
-    @property
-    def waits(self) -> bool:
-        """Whether an answer is still to come."""
-        return bool(self._waiting)
 
     def cut(self) -> None:
         """The connection is gone, and what was on its way with it."""
-        self._waiting.clear()
+        self.waiting.clear()
 
     def heal(self) -> None:
         """Let everything through again."""

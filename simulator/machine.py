@@ -24,7 +24,7 @@ from simulator.access import Access
 from simulator.boards.virtual_board import IDENTITY, Chances, Turn, VirtualBoard
 from simulator.card import Card
 from simulator.faults import Kind
-from simulator.happenings import HappeningsMixin
+from simulator.happenings import NEVER_MS, HappeningsMixin
 from simulator.link import Fate, Link, told_at
 from simulator.truth import Truth, kept_from_serving
 from simulator.world import Site, Visitor, World, day_start_ms, local, local_day
@@ -102,6 +102,7 @@ class SimulatedMachine(HappeningsMixin):
     def _open_card(self, image: bytes | None = None) -> None:
         """Open the card, or put another in its place: an image, or an empty one with a stream of its own."""
         path = None if self._directory is None else self._directory / f"{self.id}.outbox"
+        self._learnt = -1
         self._outbox = Card(path, self.id, self.world.stream("stream", self.id, self.cards), image)
 
     def _new_agent(self) -> Agent:
@@ -131,36 +132,41 @@ class SimulatedMachine(HappeningsMixin):
     @property
     def waits(self) -> bool:
         """Whether the lane stands still for an answer of the server."""
-        return self.link.waits
+        return bool(self.link.waiting)
 
     def run_until(self, end_ms: int) -> bool:
         """Run the lane to `end_ms`; returns whether it got there, or waits for an answer."""
-        while not self.waits:
-            wake = self._next_wake()
-            planned = self._heap[0][0] if self._heap else None
-            due = min(ms for ms in (wake, planned, end_ms + 1) if ms is not None)
-            if due > end_ms:
-                self.now_ms = max(self.now_ms, end_ms)
+        heap, link = self._heap, self.link
+        while not link.waiting:
+            now_ms = self.now_ms
+            wakes_ms = self.agent.wakes_at_ms() + self._boot_ms if self._powered else NEVER_MS
+            if wakes_ms <= now_ms:
+                wakes_ms = now_ms + 1
+            planned_ms = heap[0][0] if heap else NEVER_MS
+            was_planned = planned_ms <= wakes_ms
+            due_ms = planned_ms if was_planned else wakes_ms
+            if due_ms > end_ms:
+                self.now_ms = max(now_ms, end_ms)
                 return True
-            self.now_ms = max(self.now_ms, due)
+            if due_ms > now_ms:
+                self.now_ms = due_ms
             self.truth.tally.events += 1
-            if planned is not None and planned <= due:
-                heapq.heappop(self._heap)[2]()
+            if was_planned:
+                heapq.heappop(heap)[2]()
             else:
-                self._do(self.agent.tick(self.at()))
-                self._learn()
+                self._after(self.agent.tick(self.at()))
         return False
-
-    def _next_wake(self) -> int | None:
-        if not self._powered:
-            return None
-        mono_ms = self.agent.wakes_at_ms()
-        return None if mono_ms is None else max(mono_ms + self._boot_ms, self.now_ms + 1)
 
     def tell(self, event: ev.Event) -> None:
         """Let the agent handle an event now."""
         if self._powered:
-            self._do(self.agent.handle(event, self.at()))
+            self._after(self.agent.handle(event, self.at()))
+
+    def _after(self, effects: list[ef.Effect]) -> None:
+        """Do what the agent asks for, and learn what it has recorded."""
+        if effects:
+            self._do(effects)
+        if self._outbox.commits != self._learnt:
             self._learn()
 
     # ------------------------------------------------------------ effects
@@ -219,6 +225,7 @@ class SimulatedMachine(HappeningsMixin):
 
     def _learn(self) -> None:
         """Take note of what the agent has recorded, beside what really happened."""
+        self._learnt = self._outbox.commits
         if self.truth.learn(self._outbox, self.board, self.agent.plan, self.now_ms):
             self.truth.access.note(self._lost_to(), self.now_ms)
 
@@ -336,8 +343,7 @@ class SimulatedMachine(HappeningsMixin):
         self._boot_ms = self.now_ms
         self._asked = None
         self.agent = self._new_agent()
-        self._do(self.agent.start(self.at(), self.board.life_count, self.board.last_sequence, self._door_open))
-        self._learn()
+        self._after(self.agent.start(self.at(), self.board.life_count, self.board.last_sequence, self._door_open))
         self._booted()
         self.plan(self.now_ms + 1_000, self._link_up)
 

@@ -1,9 +1,10 @@
 """What happened at one machine, noted by its surroundings: for summaries, and for what a scenario expects."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
+
+from pydantic_core import from_json
 
 from device_agent.vending import Plan
 from protocol.messages import TAKES_A_PACK, Fact, FaultRaised, OrderOutcome, OrderResult, Vend
@@ -72,7 +73,7 @@ class Tally:
     def sent(self, batch: bytes) -> tuple[int, int]:
         """The machine sent a batch of facts; returns when it says that was, and the number of its last fact."""
         head, *lines = batch.split(b"\n")
-        header = json.loads(head)
+        header = from_json(head)
         stream_id, last = header["stream_id"], header["first_seq"] + len(lines) - 1
         before = self._sent_through.get(stream_id, 0)
         self.resent += max(0, min(before, last) - header["first_seq"] + 1)

@@ -41,7 +41,7 @@ def told(bench: Bench) -> list[str]:
 def passes(bench: Bench, seconds: float) -> None:
     """Let time pass, with a tick whenever the agent asks for one."""
     ends_ms = bench.mono_ms + int(seconds * 1000)
-    while (wakes_ms := bench.agent.wakes_at_ms()) is not None and wakes_ms <= ends_ms:
+    while (wakes_ms := bench.agent.wakes_at_ms()) <= ends_ms:
         bench.passes((max(wakes_ms, bench.mono_ms + 1) - bench.mono_ms) / 1000).tick()
     bench.passes((ends_ms - bench.mono_ms) / 1000)
 

@@ -103,8 +103,7 @@ class Member:
                 message = await asyncio.wait_for(self._sends.get(), TICK_S)
                 await client.publish(topic(self.id, message.channel), message.payload, message.qos, message.retain)
                 continue
-            wakes_at_ms = self.agent.wakes_at_ms()
-            if wakes_at_ms is not None and self.at().mono_ms >= wakes_at_ms:
+            if self.at().mono_ms >= self.agent.wakes_at_ms():
                 self.do(self.agent.tick(self.at()))
 
 
