@@ -127,7 +127,8 @@ def due(connection: Connection, now: datetime) -> list[tuple[Outgoing, str, int,
           AND (o.expires_at IS NULL OR o.expires_at > :now)
           -- An order that was sent in another stream may have run there: it is not sent again.
           AND (o.channel <> 'orders' OR o.sent_stream_id IS NULL OR o.sent_stream_id = p.stream_id)
-        ORDER BY o.id FOR UPDATE OF o""")
+        -- What a transaction of ingest is about to answer needs no sending; waiting for it could end in a deadlock.
+        ORDER BY o.id FOR UPDATE OF o SKIP LOCKED""")
     found = []
     for row in connection.execute(query, {"now": now}).mappings():
         fields = {name: row[name] for name in Outgoing.__dataclass_fields__}

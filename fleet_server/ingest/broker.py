@@ -13,9 +13,11 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from time import monotonic
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import structlog
 
@@ -70,6 +72,12 @@ class Delivery(NamedTuple):
     payload: bytes
     mid: int
     connection: "Connection"
+
+
+@lru_cache(100_000)
+def lane_of(topic: str) -> int:
+    """Return a number that tells the lane of a topic: all of one machine go into the same, in the order of their arrival."""
+    return crc32(topic.rpartition("/")[0].encode())
 
 
 class BrokerGoneError(ConnectionError):
@@ -175,9 +183,9 @@ def _open(address: BrokerAddress) -> socket.socket:
 
 
 class Broker:
-    """Keeps a connection and hands what it brings to a bounded queue, a list for each read.
+    """Keeps a connection and deals what it brings out to bounded queues, one for each lane, a list for each read.
 
-    While the queue is full the socket is not read, and the broker holds back. Sessions are clean: machines send again what
+    While a queue is full the socket is not read, and the broker holds back. Sessions are clean: machines send again what
     the server has not acknowledged, so a broker need not keep anything for us. `share` names a group of workers among whom the
     broker deals out the messages, where it can.
 
@@ -188,12 +196,12 @@ class Broker:
     def __init__(
         self,
         address: BrokerAddress,
-        deliveries: "queue.Queue[list[Delivery]]",
+        lanes: "Sequence[queue.Queue[list[Delivery]]]",
         on_up: Callable[[], None],
         share: str | None = None,
         channels: Sequence[Channel] = FROM_DISPENSER,
     ) -> None:
-        self._address, self._deliveries, self._on_up, self._share = address, deliveries, on_up, share
+        self._address, self._lanes, self._on_up, self._share = address, lanes, on_up, share
         self._channels = channels
         self._client_id = f"ingest-{secrets.token_hex(8)}"
         self._connection: Connection | None = None
@@ -288,11 +296,15 @@ class Broker:
         raise BrokerGoneError("no answer to CONNECT or SUBSCRIBE")
 
     def _hand_over(self, connection: Connection, came: Sequence[Publish | Control]) -> None:
-        deliveries = [Delivery(*packet, connection) for packet in came if isinstance(packet, Publish)]
-        while deliveries and not self._stopping.is_set():
-            try:
-                self._deliveries.put(deliveries, timeout=0.5)
-            except queue.Full:
-                connection.keep_alive()
-                continue
-            return
+        dealt: list[list[Delivery]] = [[] for _ in self._lanes]
+        for packet in came:
+            if isinstance(packet, Publish):
+                dealt[lane_of(packet.topic) % len(dealt)].append(Delivery(*packet, connection))
+        for lane, deliveries in zip(self._lanes, dealt, strict=True):
+            while deliveries and not self._stopping.is_set():
+                try:
+                    lane.put(deliveries, timeout=0.5)
+                except queue.Full:
+                    connection.keep_alive()
+                    continue
+                break

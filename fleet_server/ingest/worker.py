@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import chain
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from fleet_server.clock import Clock
 from fleet_server.database import Connection, Database
@@ -32,6 +32,15 @@ class Message(NamedTuple):
 
     topic: str
     payload: bytes
+
+
+class Arrived(Protocol):
+    """Anything with a topic and a payload."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def payload(self) -> bytes: ...
 
 
 class Outbound(NamedTuple):
@@ -66,7 +75,7 @@ class Work:
         self._answers: list[Outbound] = []
         self._heard_facts = False
 
-    def take(self, messages: Sequence[Message]) -> list[Outbound]:
+    def take(self, messages: Sequence[Arrived]) -> list[Outbound]:
         """Apply messages in the order of their arrival, in memory; returns the answers that they have once `commit` returns.
 
         Until then the answers are not true: nobody may hear them who would act on them after a crash.
@@ -142,13 +151,13 @@ class Worker:
                 self._epoch = store.server_epoch(connection)
         return Work(self._database.open(), self._clock.now, self._epoch)
 
-    def commit(self, messages: Sequence[Message]) -> Committed:
+    def commit(self, messages: Sequence[Arrived]) -> Committed:
         """Apply messages in one transaction, in the order of their arrival; the answers are true once this returns."""
         with self.begin() as work:
             work.take(messages)
             return work.commit()
 
-    def bury(self, message: Message, error: Exception) -> None:
+    def bury(self, message: Arrived, error: Exception) -> None:
         """Keep a message that can never be applied, so that it stands in nobody's way."""
         metrics.DEAD_LETTERS.inc()
         with self._database.begin() as connection:

@@ -41,7 +41,7 @@ def server_of(address: Embedded) -> BrokerAddress:
 def reading(
     address: BrokerAddress, deliveries: Deliveries, on_up: Callable[[], None] = lambda: None
 ) -> Iterator[Broker]:
-    running = Broker(address, deliveries, on_up)
+    running = Broker(address, [deliveries], on_up)
     running.start()
     try:
         yield running

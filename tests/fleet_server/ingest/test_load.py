@@ -16,7 +16,8 @@ from fleet_server.devices import fleet as registry
 from fleet_server.embedded import BrokerAddress
 from fleet_server.ingest import broker as door
 from fleet_server.ingest.apply import FACTS_MAX, USELESS_MAX
-from fleet_server.ingest.service import TRANSACTION_MESSAGES_MAX, IngestService
+from fleet_server.ingest.lane import TRANSACTION_MESSAGES_MAX
+from fleet_server.ingest.service import IngestService
 from fleet_server.ingest.worker import Committed, Message, Worker
 from fleet_server.ledger.audit import audit
 from protocol.codec import decode_ack, encode, encode_fact
