@@ -292,10 +292,13 @@ def copy_rows(connection: Connection, table: str, columns: Mapping[str, str], ro
         ) from error
 
 
-@lru_cache(4_096)  # the same few moments come again in every row
 def moment(at: datetime) -> int:
     """Return a time as PostgreSQL keeps it, for `copy_rows`: microseconds since 2000."""
     return (at - _EPOCH) // _MICROSECOND
+
+
+shared_moment = lru_cache(64)(moment)
+"""`moment` of a time that many rows share: the same object again costs a third."""
 
 
 def unnest_insert(

@@ -3,8 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -38,8 +37,7 @@ class SchemaError(CodecError):
     """One fact cannot be read by any version: it is stored as its bytes and quarantined."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """A framed batch: its header and the raw lines of its facts, the first of which has `header.first_seq`."""
 
     header: BatchHeader

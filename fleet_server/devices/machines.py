@@ -69,6 +69,10 @@ class StoredFact(NamedTuple):
     quarantine_reason: str | None
 
 
+FactRow = tuple[str, int, int, bytes, str | None, datetime | None, datetime, datetime, str | None]
+"""The fields of a StoredFact without their names, which cost ingest as much as reading the line's digest."""
+
+
 class Cursor(NamedTuple):
     """Where the server stands in one stream of a machine."""
 

@@ -26,8 +26,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import Connection, copy_rows, metadata, moment, unnest_insert
-from fleet_server.devices.machines import Announcement, Cursor, Dispenser, Planogram, Presence, Product, StoredFact
+from fleet_server.database import Connection, copy_rows, metadata, moment, shared_moment, unnest_insert
+from fleet_server.devices.machines import (
+    Announcement,
+    Cursor,
+    Dispenser,
+    FactRow,
+    Planogram,
+    Presence,
+    Product,
+    StoredFact,
+)
 from fleet_server.errors import NotFoundError
 from protocol.messages import SlotPlan, Vitals
 
@@ -336,17 +345,26 @@ def add_slots(connection: Connection, dispenser_id: str, plans: Sequence[SlotPla
     connection.execute(insert(slots).on_conflict_do_nothing(), rows)
 
 
-def write_facts(connection: Connection, rows: Sequence[StoredFact]) -> None:
+def write_facts(connection: Connection, rows: Sequence[FactRow]) -> None:
     """Store facts; a number that exists already is a defect and raises."""
     columns = {
         "dispenser_id": "text", "stream_no": "int4", "seq": "int8", "line": "bytea", "kind": "text",
         "at": "timestamptz", "corrected_at": "timestamptz", "received_at": "timestamptz", "quarantine_reason": "text",
     }  # fmt: skip
-    values = [
-        (*f[:5], f.at and moment(f.at), moment(f.corrected_at), moment(f.received_at), f.quarantine_reason)
-        for f in rows
-    ]
+    values = [_fact_row(*row) for row in rows]
     copy_rows(connection, "facts", columns, values)
+
+
+def _fact_row(
+    dispenser_id: str, stream_no: int, seq: int, line: bytes, kind: str | None,
+    at: datetime | None, corrected_at: datetime, received_at: datetime, quarantine_reason: str | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    corrected = moment(corrected_at)
+    # A time that is trusted is its own correction.
+    said = corrected if at is corrected_at else at and moment(at)
+    return (
+        dispenser_id, stream_no, seq, line, kind, said, corrected, shared_moment(received_at), quarantine_reason,
+    )  # fmt: skip
 
 
 def write_cursors(connection: Connection, rows: Sequence[tuple[Cursor, datetime, datetime]]) -> None:

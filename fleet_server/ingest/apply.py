@@ -1,13 +1,14 @@
 """What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
 from fleet_server.database import Connection
 from fleet_server.devices import gap_store, outgoing, store
-from fleet_server.devices.machines import Cursor, StoredFact
+from fleet_server.devices.machines import Cursor
 from fleet_server.faults.store import FaultChange
 from fleet_server.ingest.answers import Answers, Reply
 from fleet_server.ingest.effects import consequences
@@ -77,8 +78,6 @@ class Transaction:
         self._gathered = Gathered()
         self._answers = Answers()
         self._quarantined: list[int] = []
-        # Of each machine, in one `take`: messages that brought nothing new, and new facts.
-        self._heard: dict[str, tuple[int, int]] = {}
         self.tally = Tally()
 
     def take(self, received: Sequence[Received], now: datetime) -> list[Reply]:
@@ -87,10 +86,12 @@ class Transaction:
         A machine that floods us is heard up to a limit: fairness is that nobody waits for more than that.
         """
         self._answers = Answers()
-        self._heard.clear()
-        self._open({message.dispenser_id for message in received})
+        of_machine: dict[str, list[Received]] = defaultdict(list)
         for message in received:
-            self._apply_message(message, now)
+            of_machine[message.dispenser_id].append(message)
+        self._open(of_machine)
+        for messages in of_machine.values():
+            self._hear(messages, now)
         return self._answers.replies(self._epoch, now)
 
     def write(self, now: datetime) -> None:
@@ -100,9 +101,9 @@ class Transaction:
         self._unwritten.clear()
         self._read.clear()
 
-    def _open(self, dispenser_ids: set[str]) -> None:
+    def _open(self, dispenser_ids: Iterable[str]) -> None:
         """Lock the machines that are new to this transaction and read where their streams stand."""
-        new = dispenser_ids - self._known.keys()
+        new = set(dispenser_ids) - self._known.keys()
         if not new:
             return
         registered = store.lock(self._connection, new)
@@ -111,16 +112,18 @@ class Transaction:
             self._streams[cursor.dispenser_id, cursor.stream_id] = cursor
             self._newest[cursor.dispenser_id] = cursor.stream_id
 
-    def _apply_message(self, message: Received, now: datetime) -> None:
-        dispenser_id = message.dispenser_id
-        useless, useful = self._heard.get(dispenser_id, (0, 0))
-        if useless >= USELESS_MAX or useful >= FACTS_MAX:
-            self.tally.dropped += 1
-            return
-        before = self.tally.facts
-        self._read_message(message, now)
-        new = self.tally.facts - before
-        self._heard[dispenser_id] = (useless, useful + new) if new else (useless + 1, useful)
+    def _hear(self, messages: Sequence[Received], now: datetime) -> None:
+        """Apply what one machine has sent, up to its share."""
+        useless = useful = 0
+        for place, message in enumerate(messages):
+            if useless >= USELESS_MAX or useful >= FACTS_MAX:
+                self.tally.dropped += len(messages) - place
+                return
+            before = self.tally.facts
+            self._read_message(message, now)
+            new = self.tally.facts - before
+            useful += new
+            useless += not new
 
     def _read_message(self, message: Received, now: datetime) -> None:
         try:
@@ -241,19 +244,24 @@ class Transaction:
         now: datetime,
     ) -> Cursor:
         dispenser_id, stream_no, stream_id = cursor.dispenser_id, cursor.stream_no, cursor.stream_id
+        key = (dispenser_id, stream_no)
         if cursor.through_seq == 0:
             self._begin(cursor, now)
         last = Last(cursor.last_at, cursor.last_boot_id, cursor.last_mono_ms)
         for seq, line in enumerate(lines, first_seq):
             last = self._apply_line((dispenser_id, stream_no, seq), line, last, now)
         self.tally.facts += len(lines)
-        self._unwritten.setdefault((dispenser_id, stream_no), Lines(first_seq)).lines.extend(lines)
+        unwritten = self._unwritten.get(key)
+        if unwritten is None:
+            self._unwritten[key] = Lines(first_seq, [*lines])
+        else:
+            unwritten.lines.extend(lines)
         if self._quarantined:
             self._answers.quarantined(cursor, self._quarantined)
             self._quarantined = []
         moved = Cursor(dispenser_id, stream_no, stream_id, first_seq + len(lines) - 1, digest, *last)
         self._streams[dispenser_id, stream_id] = moved
-        self._gathered.moved[dispenser_id, stream_no] = moved, now
+        self._gathered.moved[key] = moved, now
         return moved
 
     def _apply_line(self, place: tuple[str, int, int], line: bytes, last: Last, now: datetime) -> Last:
@@ -264,12 +272,12 @@ class Transaction:
             return last
         said = wall(fact)
         at = corrected(fact, said, last, now)
-        self._gathered.facts.append(StoredFact(*place, line, fact.kind, said, at, now, None))
+        self._gathered.facts.append((*place, line, fact.kind, said, at, now, None))
         consequences(self._gathered.effects, place, fact, at, now)
         return Last(at, fact.boot_id, fact.mono_ms)
 
     def _quarantine(self, place: tuple[str, int, int], line: bytes, reason: str, last: Last, now: datetime) -> None:
-        self._gathered.facts.append(StoredFact(*place, line, None, None, last.at or now, now, reason))
+        self._gathered.facts.append((*place, line, None, None, last.at or now, now, reason))
         detail = f"fact {place[2]}: {reason}"[:200]
         self._gathered.faults.append(FaultChange(place[0], FACT_QUARANTINED, opened=True, at=now, detail=detail))
         self._quarantined.append(place[2])

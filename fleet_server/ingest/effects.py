@@ -1,5 +1,7 @@
 """What each kind of fact means beyond being stored. Pure; one `match`, and a kind without a case fails the type check."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
@@ -31,13 +33,18 @@ from protocol.topics import Channel
 class Consequences:
     """What the facts of one transaction mean, in their order."""
 
-    entries: list[tuple[tuple[str, int], Anchored]] = field(default_factory=list)
+    entries: dict[tuple[str, int], list[Anchored]] = field(default_factory=lambda: defaultdict(list))
     faults: list[FaultChange] = field(default_factory=list)
     doors_opened: list[DoorOpening] = field(default_factory=list)
     doors_closed: list[DoorOpening] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     desired_known: dict[str, int] = field(default_factory=dict)
     """By machine: the version of its desired state that it started with, 0 for none."""
+
+    def book(self, entries: Iterable[tuple[tuple[str, int], Anchored]]) -> None:
+        """Add entries of slots."""
+        for key, entry in entries:
+            self.entries[key].append(entry)
 
 
 def consequences(
@@ -47,7 +54,7 @@ def consequences(
     dispenser_id, stream_no, seq = place
     match fact:
         case Vend() | Count() | Refill() | StockLevel():
-            into.entries += anchored_fact(dispenser_id, stream_no, seq, fact, at, received_at)
+            into.book(anchored_fact(dispenser_id, stream_no, seq, fact, at, received_at))
         case DoorOpened():
             into.doors_opened.append(DoorOpening(dispenser_id, stream_no, seq, fact.session, at, received_at))
         case DoorClosed():

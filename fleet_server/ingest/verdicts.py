@@ -1,14 +1,13 @@
 """Where a batch stands against the cursor of its stream. Pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet_server.devices.machines import Cursor
 from protocol.codec import Batch, next_digest
 
 
-@dataclass(frozen=True, slots=True)
-class Applies:
+class Applies(NamedTuple):
     """The lines from `first_seq` on are new, the last of them has this digest; an empty tuple means that all are duplicates."""
 
     first_seq: int
@@ -16,21 +15,18 @@ class Applies:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Beyond:
+class Beyond(NamedTuple):
     """The batch begins beyond the cursor: something is missing before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
+class Forked(NamedTuple):
     """A number came again with other bytes, or continues another history; these lines are kept aside."""
 
     first_seq: int
     lines: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Misframed:
+class Misframed(NamedTuple):
     """The chain of the batch does not add up with its own bytes."""
 
     reason: str

@@ -1,16 +1,14 @@
 """Writes what a transaction of ingest gathered, in as few statements as there are tables."""
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from fleet_server.database import Connection
 from fleet_server.devices import outgoing_store, store
-from fleet_server.devices.machines import Cursor, StoredFact
+from fleet_server.devices.machines import Cursor, FactRow
 from fleet_server.faults.store import FaultChange, record
 from fleet_server.ingest.effects import Consequences
 from fleet_server.ledger.booking import COUNT_DUE, book_entries
-from fleet_server.ledger.fold import Anchored
 from fleet_server.ledger.operations import bind_waiting
 from fleet_server.ledger.store import close_doors, open_doors
 from fleet_server.ledger.telling import tell_books
@@ -23,7 +21,7 @@ STREAM_REPLACED = "STREAM_REPLACED"
 class Gathered:
     """What is to be written, in the order of arrival. Everything carries its own moment: a transaction may stay open."""
 
-    facts: list[StoredFact] = field(default_factory=list)
+    facts: list[FactRow] = field(default_factory=list)
     dead: list[tuple[str, bytes, str, datetime]] = field(default_factory=list)
     faults: list[FaultChange] = field(default_factory=list)
     effects: Consequences = field(default_factory=Consequences)
@@ -55,9 +53,7 @@ def write(connection: Connection, gathered: Gathered, now: datetime) -> None:
     store.write_cursors(connection, cursors)
     open_doors(connection, effects.doors_opened)
     close_doors(connection, effects.doors_closed)
-    entries: dict[tuple[str, int], list[Anchored]] = defaultdict(list)
-    for key, entry in effects.entries:
-        entries[key].append(entry)
+    entries = effects.entries
     told = {dispenser_id for dispenser_id, _, _ in gathered.replaced}
     for key, bound in bind_waiting(connection, effects.doors_opened).items():
         entries[key] += bound

@@ -76,12 +76,12 @@ def anchored_fact(
     dispenser_id: str, stream_no: int, seq: int, fact: Fact, at: Any, received_at: Any = None
 ) -> list[tuple[tuple[str, int], Anchored]]:
     """Return a fact's entries at their anchor, by (dispenser_id, slot)."""
-    entries = entries_of_fact(dispenser_id, fact)
-    if not entries:
-        return []
     cause, actor = f"fact:{dispenser_id}/{stream_no}/{seq}", f"dispenser:{dispenser_id}"
     anchor = Anchor(stream_no, seq, 0)
-    return [((dispenser_id, slot), Anchored(anchor, cause, entry, actor, at, received_at)) for slot, entry in entries]
+    return [
+        ((dispenser_id, slot), Anchored(anchor, cause, entry, actor, at, received_at))
+        for slot, entry in entries_of_fact(dispenser_id, fact)
+    ]
 
 
 def anchored_operation(row: Any, stream_no: int, seq: int, received_at: Any = None) -> Anchored:

@@ -1,7 +1,7 @@
 """Tables of the ledger and every statement on them. Movements are truth; balances and slot books are projections."""
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
-from fleet_server.database import Connection, copy_rows, metadata, moment, unnest_insert
+from fleet_server.database import Connection, copy_rows, metadata, moment, shared_moment, unnest_insert
 from fleet_server.devices.store import MOMENT
 from fleet_server.ledger.fold import Anchor, SlotBook
 from fleet_server.ledger.movements import DoorOpening, DoorSession, Movement
@@ -157,12 +157,14 @@ def write_movements(connection: Connection, rows: Sequence[Movement]) -> None:
         "units": "int4", "reason": "text", "actor": "text", "cause": "text", "at": "timestamptz",
         "booked_at": "timestamptz", "slot": "int4", "stream_no": "int4", "seq": "int8", "step": "int4",
     }  # fmt: skip
-    values = [(*m[:10], moment(m.at), moment(m.booked_at), m.slot, *(m.anchor or (None, None, None))) for m in rows]
+    values = [
+        (*m[:10], moment(m.at), shared_moment(m.booked_at), m.slot, *(m.anchor or (None, None, None))) for m in rows
+    ]
     copy_rows(connection, "movements", columns, values)
-    change: Counter[tuple[str, str, str]] = Counter()
-    for m in rows:
-        change[m.source, m.product, m.lot] -= m.units
-        change[m.target, m.product, m.lot] += m.units
+    change: dict[tuple[str, str, str], int] = defaultdict(int)
+    for _, _, source, target, product, lot, units, *_ in rows:
+        change[source, product, lot] -= units
+        change[target, product, lot] += units
     # In sorted order, so that two transactions that touch the same depot cannot deadlock.
     unnest_insert(
         connection,
