@@ -1,12 +1,12 @@
 """The one door to PostgreSQL that all features share: engine, transactions, schema."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
@@ -40,6 +40,7 @@ __all__ = [
 MIGRATION_LOCK: Final = 0x64697370
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+FEW_ROWS: Final = 100
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 TRUSTED_S: Final = 1.0
@@ -269,21 +270,23 @@ def _maintenance(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
-def copy_rows(connection: Connection, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
-    """Append many rows by COPY: `columns` maps names to PostgreSQL types, and times are given as `moment` makes them.
+def run(connection: Connection, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Run a statement of the hot path past SQLAlchemy, which costs as much as all else of a small one; returns its rows."""
+    with _driver_cursor(connection, statement) as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchall()
 
-    Half the cost of any INSERT, on both sides. A key that exists already raises, and so does a row that breaks a rule.
-    """
-    if not rows:
-        return
-    statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)"
+
+@contextmanager
+def _driver_cursor(connection: Connection, statement: str) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:
+    """A cursor of the driver itself within the connection's transaction; errors are those that SQLAlchemy raises."""
+    if not connection.in_transaction():
+        connection.begin()
     raw = connection.connection.driver_connection
     assert raw is not None  # noqa: S101 - it is one while the connection is open
     try:
-        with raw.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types(["int8" if kind == "timestamptz" else kind for kind in columns.values()])
-            for row in rows:
-                copy.write_row(row)
+        with raw.cursor() as cursor:
+            yield cursor
     except psycopg.Error as error:
         if raw.closed:
             connection.invalidate()
@@ -292,13 +295,15 @@ def copy_rows(connection: Connection, table: str, columns: Mapping[str, str], ro
         ) from error
 
 
-def moment(at: datetime) -> int:
-    """Return a time as PostgreSQL keeps it, for `copy_rows`: microseconds since 2000."""
-    return (at - _EPOCH) // _MICROSECOND
+class Insert(NamedTuple):
+    """Rows for one table: `columns` maps names to PostgreSQL types."""
 
-
-shared_moment = lru_cache(64)(moment)
-"""`moment` of a time that many rows share: the same object again costs a third."""
+    table: str
+    columns: Mapping[str, str]
+    rows: Sequence[Sequence[Any]]
+    on_conflict: str = ""
+    can_copy: bool = False
+    """Many rows may go by COPY: there is no conflict to settle, and types have PostgreSQL's own short names (`int4`)."""
 
 
 def unnest_insert(
@@ -313,11 +318,48 @@ def unnest_insert(
 
     Ten times the rate of one row a statement, and free of the limit on parameters. Column-wise lists go as arrays.
     """
-    if not rows:
+    return insert_together(connection, [Insert(table, columns, rows, on_conflict)])
+
+
+def insert_together(connection: Connection, inserts: Iterable[Insert]) -> int:
+    """Insert rows of several tables, in no order of the tables; returns how many the last one wrote.
+
+    For few rows the way to the database and back is most of what a statement costs: those go in one.
+    """
+    given: list[Insert] = []
+    for insert in inserts:
+        if insert.can_copy and len(insert.rows) > FEW_ROWS:
+            _copy(connection, insert)
+        elif insert.rows:
+            given.append(insert)
+    if not given:
         return 0
-    names = ", ".join(columns)
+    *others, last = [_unnest(insert.table, tuple(insert.columns.items()), insert.on_conflict) for insert in given]
+    ahead = ", ".join(f"w{place} AS ({statement})" for place, statement in enumerate(others))
+    statement = f"WITH {ahead} {last}" if ahead else last
+    values = [list(column) for insert in given for column in zip(*insert.rows, strict=True)]
+    with _driver_cursor(connection, statement) as cursor:
+        return cursor.execute(statement, values).rowcount
+
+
+def _copy(connection: Connection, insert: Insert) -> None:
+    """Append rows by COPY: half the cost of an INSERT for more than FEW_ROWS, on both sides."""
+    kinds = list(insert.columns.values())
+    times = [place for place, kind in enumerate(kinds) if kind == "timestamptz"]
+    statement = f"COPY {insert.table} ({', '.join(insert.columns)}) FROM STDIN (FORMAT binary)"
+    with _driver_cursor(connection, statement) as cursor, cursor.copy(statement) as copy:
+        copy.set_types(["int8" if kind == "timestamptz" else kind for kind in kinds])
+        for row in insert.rows:
+            values = list(row)
+            for place in times:  # as PostgreSQL keeps them, which the driver can do only in text
+                at = values[place]
+                values[place] = at and (at - _EPOCH) // _MICROSECOND
+            copy.write_row(values)
+
+
+@lru_cache(256)
+def _unnest(table: str, columns: tuple[tuple[str, str], ...], on_conflict: str) -> str:
+    names = ", ".join(name for name, _ in columns)
     # psycopg's %b sends each array in binary; bytea as text would double its size.
-    arrays = ", ".join(f"%b::{kind}[]" for kind in columns.values())
-    statement = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) {on_conflict}"  # noqa: S608 - constants of ours
-    values = tuple(list(column) for column in zip(*rows, strict=True))
-    return connection.exec_driver_sql(statement, values).rowcount
+    arrays = ", ".join(f"%b::{kind}[]" for _, kind in columns)
+    return f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) {on_conflict}"  # noqa: S608 - constants of ours

@@ -1,10 +1,9 @@
 """Tables of the machines and their streams, and every statement on them."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -26,23 +25,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import Connection, copy_rows, metadata, moment, shared_moment, unnest_insert
+from fleet_server.database import Connection, metadata, run
 from fleet_server.devices.machines import (
     Announcement,
     Cursor,
     Dispenser,
-    FactRow,
     Planogram,
     Presence,
     Product,
     StoredFact,
 )
 from fleet_server.errors import NotFoundError
-from protocol.messages import SlotPlan, Vitals
+from protocol.messages import SlotPlan
 
 MOMENT = DateTime(timezone=True)
-AHEAD_MAX = timedelta(days=1)
-"""A reading's own time counts up to so far ahead of its arrival."""
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999: no time can be written beyond."""
@@ -304,10 +300,10 @@ def lines_between(connection: Connection, dispenser_id: str, stream_no: int, fir
 
 def cursors(connection: Connection, dispenser_ids: Sequence[str]) -> list[Cursor]:
     """Return the cursors of all streams of these machines, oldest stream first."""
-    query = text(
-        f"SELECT {', '.join(Cursor._fields)} FROM streams WHERE dispenser_id = ANY(:ids) ORDER BY dispenser_id, stream_no"  # noqa: S608 - names of ours
+    query = (
+        f"SELECT {', '.join(Cursor._fields)} FROM streams WHERE dispenser_id = ANY(%s) ORDER BY dispenser_id, stream_no"  # noqa: S608 - names of ours
     )
-    return [Cursor(*row) for row in connection.execute(query, {"ids": list(dispenser_ids)})]
+    return [Cursor(*row) for row in run(connection, query, [list(dispenser_ids)])]
 
 
 def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
@@ -315,8 +311,8 @@ def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
 
     Everything that moves a machine's cursor or its stock holds this lock, so that the two never race.
     """
-    query = text("SELECT id FROM dispensers WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE")
-    return set(connection.execute(query, {"ids": sorted(set(dispenser_ids))}).scalars())
+    query = "SELECT id FROM dispensers WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
+    return {dispenser_id for (dispenser_id,) in run(connection, query, [sorted(set(dispenser_ids))])}
 
 
 def server_epoch(connection: Connection) -> int:
@@ -343,68 +339,6 @@ def add_slots(connection: Connection, dispenser_id: str, plans: Sequence[SlotPla
     """Plan slots of a machine; those that exist stay as they are."""
     rows = [{"dispenser_id": dispenser_id, **plan.model_dump()} for plan in plans]
     connection.execute(insert(slots).on_conflict_do_nothing(), rows)
-
-
-def write_facts(connection: Connection, rows: Sequence[FactRow]) -> None:
-    """Store facts; a number that exists already is a defect and raises."""
-    columns = {
-        "dispenser_id": "text", "stream_no": "int4", "seq": "int8", "line": "bytea", "kind": "text",
-        "at": "timestamptz", "corrected_at": "timestamptz", "received_at": "timestamptz", "quarantine_reason": "text",
-    }  # fmt: skip
-    values = [_fact_row(*row) for row in rows]
-    copy_rows(connection, "facts", columns, values)
-
-
-def _fact_row(
-    dispenser_id: str, stream_no: int, seq: int, line: bytes, kind: str | None,
-    at: datetime | None, corrected_at: datetime, received_at: datetime, quarantine_reason: str | None,
-) -> tuple[Any, ...]:  # fmt: skip
-    corrected = moment(corrected_at)
-    # A time that is trusted is its own correction.
-    said = corrected if at is corrected_at else at and moment(at)
-    return (
-        dispenser_id, stream_no, seq, line, kind, said, corrected, shared_moment(received_at), quarantine_reason,
-    )  # fmt: skip
-
-
-def write_cursors(connection: Connection, rows: Sequence[tuple[Cursor, datetime, datetime]]) -> None:
-    """Move cursors, making those that are new: (cursor, began_at if it is new, received_at)."""
-    columns = {
-        "dispenser_id": "text", "stream_no": "int", "stream_id": "text", "through_seq": "bigint", "digest": "bytea",
-        "last_at": "timestamptz", "last_boot_id": "text", "last_mono_ms": "bigint",
-        "began_at": "timestamptz", "received_at": "timestamptz",
-    }  # fmt: skip
-    values = [
-        (c.dispenser_id, c.stream_no, c.stream_id, c.through_seq, c.digest, c.last_at, c.last_boot_id, c.last_mono_ms,
-         began_at, received_at)
-        for c, began_at, received_at in rows
-    ]  # fmt: skip
-    moved = ["through_seq", "digest", "last_at", "last_boot_id", "last_mono_ms", "received_at"]
-    update = ", ".join(f"{name} = excluded.{name}" for name in moved)
-    conflict = f"ON CONFLICT (dispenser_id, stream_no) DO UPDATE SET {update}"
-    unnest_insert(connection, "streams", columns, values, on_conflict=conflict)
-
-
-def keep_forked(
-    connection: Connection, dispenser_id: str, stream_no: int, first_seq: int, lines: Sequence[bytes], at: datetime
-) -> None:
-    """Keep facts of a forked stream aside; the same bytes again are kept once."""
-    columns = {
-        "dispenser_id": "text", "stream_no": "int", "seq": "bigint", "line_digest": "bytea", "line": "bytea",
-        "received_at": "timestamptz",
-    }  # fmt: skip
-    rows = [
-        (dispenser_id, stream_no, first_seq + n, hashlib.sha256(line).digest(), line, at)
-        for n, line in enumerate(lines)
-    ]
-    unnest_insert(connection, "forked_facts", columns, rows, on_conflict="ON CONFLICT DO NOTHING")
-
-
-def keep_dead_letters(connection: Connection, letters: Sequence[tuple[str, bytes, str, datetime]]) -> None:
-    """Keep messages that could not be read: (topic, payload, reason, received_at)."""
-    columns = {"topic": "text", "payload": "bytea", "reason": "text", "received_at": "timestamptz"}
-    # PostgreSQL keeps no NUL in a text, and a topic that is none of ours may have one.
-    unnest_insert(connection, "dead_letters", columns, [(row[0].replace("\0", "?"), *row[1:]) for row in letters])
 
 
 def announce(connection: Connection, announcements: Sequence[Announcement]) -> int:
@@ -437,31 +371,3 @@ def _announce_once(connection: Connection, announcements: Sequence[Announcement]
                    ELSE excluded.online END"""
     rows = [(a.dispenser_id, a.stream_id, a.session, a.online, a.received_at) for a in announcements]
     return connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True))).rowcount
-
-
-def record_vitals(connection: Connection, readings: Sequence[tuple[str, Vitals, datetime]]) -> None:
-    """Keep the latest reading of each machine, and the last of each hour: (dispenser_id, reading, received_at)."""
-    latest: dict[str, tuple[datetime, Vitals]] = {}
-    hours: dict[tuple[str, datetime], Vitals] = {}
-    for dispenser_id, reading, received_at in readings:
-        at = min(datetime.fromtimestamp(min(reading.at_ms, LAST_MS) / 1000, UTC), received_at + AHEAD_MAX)
-        latest[dispenser_id] = at, reading
-        hours[dispenser_id, at.replace(minute=0, second=0, microsecond=0)] = reading
-    unnest_insert(
-        connection,
-        "vitals",
-        {"dispenser_id": "text", "at": "timestamptz", "reading": "jsonb"},
-        [(dispenser_id, at, _reading(vitals)) for dispenser_id, (at, vitals) in sorted(latest.items())],
-        on_conflict="ON CONFLICT (dispenser_id) DO UPDATE SET at = excluded.at, reading = excluded.reading",
-    )
-    unnest_insert(
-        connection,
-        "vitals_history",
-        {"dispenser_id": "text", "hour": "timestamptz", "reading": "jsonb"},
-        [(*key, _reading(vitals)) for key, vitals in sorted(hours.items())],
-        on_conflict="ON CONFLICT (dispenser_id, hour) DO UPDATE SET reading = excluded.reading",
-    )
-
-
-def _reading(vitals: Vitals) -> str:
-    return vitals.model_dump_json(exclude={"v", "at_ms"}, exclude_none=True)

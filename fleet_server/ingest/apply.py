@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from fleet_server.database import Connection
-from fleet_server.devices import gap_store, outgoing, store
+from fleet_server.devices import arrivals, gap_store, outgoing, store
 from fleet_server.devices.machines import Cursor
 from fleet_server.faults.store import FaultChange
 from fleet_server.ingest.answers import Answers, Reply
@@ -290,7 +290,7 @@ class Transaction:
     def _fork(self, cursor: Cursor, first_seq: int, lines: tuple[bytes, ...], now: datetime) -> None:
         self.tally.forks += 1
         self._note("stream forked", cursor.dispenser_id, cursor.stream_no, first_seq, len(lines))
-        store.keep_forked(self._connection, cursor.dispenser_id, cursor.stream_no, first_seq, lines, now)
+        arrivals.keep_forked(self._connection, cursor.dispenser_id, cursor.stream_no, first_seq, lines, now)
         detail = f"fact {first_seq} of stream {cursor.stream_no} came with another history: a restored card?"
         change = FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=now, detail=detail)
         self._gathered.faults.append(change)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from fleet_server.clock import Clock
 from fleet_server.database import Connection, Database
-from fleet_server.devices import outgoing_store, store
+from fleet_server.devices import arrivals, outgoing_store, store
 from fleet_server.devices.machines import Announcement
 from fleet_server.ingest import metrics
 from fleet_server.ingest.apply import Received, Transaction, stand
@@ -106,8 +106,8 @@ class Work:
     def commit(self) -> Committed:
         """Write everything and commit; what `take` returned is now true, and returned once more."""
         now = self._now()
-        store.keep_dead_letters(self._connection, self._dead)
-        store.record_vitals(self._connection, self._readings)
+        arrivals.keep_dead_letters(self._connection, self._dead)
+        arrivals.record_vitals(self._connection, self._readings)
         came_up = store.announce(self._connection, [*chain(*self._announcements.values())]) > 0
         self._transaction.write(now)
         self._say_where_we_stand(now)
@@ -162,7 +162,7 @@ class Worker:
         metrics.DEAD_LETTERS.inc()
         with self._database.begin() as connection:
             letter = (message.topic, message.payload, f"{type(error).__name__}: {error}"[:500], self._clock.now())
-            store.keep_dead_letters(connection, [letter])
+            arrivals.keep_dead_letters(connection, [letter])
 
     def outbound(self, *, again: bool = False) -> list[Outbound]:
         """Return what waits for machines and mark it as sent; `again` also what was sent in a connection that is gone."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fleet_server.database import Connection
-from fleet_server.devices import outgoing_store, store
+from fleet_server.devices import arrivals, outgoing_store
 from fleet_server.devices.machines import Cursor, FactRow
 from fleet_server.faults.store import FaultChange, record
 from fleet_server.ingest.effects import Consequences
@@ -44,13 +44,12 @@ class Gathered:
 def write(connection: Connection, gathered: Gathered, now: datetime) -> None:
     """Write it. Facts come before the ledger: a slot that is folded again reads them."""
     effects = gathered.effects
-    store.keep_dead_letters(connection, gathered.dead)
-    store.write_facts(connection, gathered.facts)
+    arrivals.keep_dead_letters(connection, gathered.dead)
     cursors = [
         (cursor, gathered.began.get(key, received_at), received_at)
         for key, (cursor, received_at) in gathered.moved.items()
     ]
-    store.write_cursors(connection, cursors)
+    arrivals.write_facts(connection, gathered.facts, cursors)
     open_doors(connection, effects.doors_opened)
     close_doors(connection, effects.doors_closed)
     entries = effects.entries

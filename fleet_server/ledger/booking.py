@@ -49,8 +49,7 @@ def book_entries(connection: Connection, entries: Entries, now: datetime) -> lis
             book, last, corrected = refold(connection, key, now, findings)
             movements += corrected
             kept.append((book, max(last, seen)))
-    store.write_movements(connection, movements)
-    store.write_books(connection, kept)
+    store.write_movements(connection, movements, kept)
     return findings
 
 

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
@@ -26,7 +26,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
-from fleet_server.database import Connection, copy_rows, metadata, moment, shared_moment, unnest_insert
+from fleet_server.database import (
+    Connection,
+    Insert,
+    insert_together,
+    metadata,
+    run,
+    unnest_insert,
+)
 from fleet_server.devices.store import MOMENT
 from fleet_server.ledger.fold import Anchor, SlotBook
 from fleet_server.ledger.movements import DoorOpening, DoorSession, Movement
@@ -148,31 +155,38 @@ Index(
 # ---------------------------------------------------------------- movements and balances
 
 
-def write_movements(connection: Connection, rows: Sequence[Movement]) -> None:
-    """Append movements and bring the balances along; an id that exists already is a defect and raises."""
-    if not rows:
-        return
-    columns = {
-        "place": "text", "id": "text", "source": "text", "target": "text", "product": "text", "lot": "text",
-        "units": "int4", "reason": "text", "actor": "text", "cause": "text", "at": "timestamptz",
-        "booked_at": "timestamptz", "slot": "int4", "stream_no": "int4", "seq": "int8", "step": "int4",
-    }  # fmt: skip
-    values = [
-        (*m[:10], moment(m.at), shared_moment(m.booked_at), m.slot, *(m.anchor or (None, None, None))) for m in rows
-    ]
-    copy_rows(connection, "movements", columns, values)
+MOVEMENT_COLUMNS: Final = {
+    "place": "text", "id": "text", "source": "text", "target": "text", "product": "text", "lot": "text",
+    "units": "int4", "reason": "text", "actor": "text", "cause": "text", "at": "timestamptz",
+    "booked_at": "timestamptz", "slot": "int4", "stream_no": "int4", "seq": "int8", "step": "int4",
+}  # fmt: skip
+
+
+def write_movements(
+    connection: Connection, rows: Sequence[Movement], books: Iterable[tuple[SlotBook, Anchor]] = ()
+) -> None:
+    """Append movements, bring the balances along, and keep books as they now stand; an id that exists already is a defect and raises."""
     change: dict[tuple[str, str, str], int] = defaultdict(int)
     for _, _, source, target, product, lot, units, *_ in rows:
         change[source, product, lot] -= units
         change[target, product, lot] += units
-    # In sorted order, so that two transactions that touch the same depot cannot deadlock.
-    unnest_insert(
-        connection,
-        "balances",
-        {"account": "text", "product": "text", "lot": "text", "units": "bigint"},
-        [(*key, units) for key, units in sorted(change.items()) if units],
-        on_conflict="ON CONFLICT (account, product, lot) DO UPDATE SET units = balances.units + excluded.units",
-    )
+    inserts = [
+        Insert(
+            "movements",
+            MOVEMENT_COLUMNS,
+            [(*row[:13], *(row.anchor or (None, None, None))) for row in rows],
+            can_copy=True,
+        ),
+        # In sorted order, so that two transactions that touch the same depot cannot deadlock.
+        Insert(
+            "balances",
+            {"account": "text", "product": "text", "lot": "text", "units": "bigint"},
+            [(*key, units) for key, units in sorted(change.items()) if units],
+            "ON CONFLICT (account, product, lot) DO UPDATE SET units = balances.units + excluded.units",
+        ),
+        _books(books),
+    ]
+    insert_together(connection, inserts)
 
 
 def movements_of_slot(connection: Connection, dispenser_id: str, slot: int) -> list[Movement]:
@@ -264,18 +278,21 @@ def read_books(
         values += (list(dispenser_ids),)
     return {
         (row[0], row[1]): (SlotBook.from_json(row[0], row[1], from_json(row[2])), Anchor(*row[3:]))
-        for row in connection.exec_driver_sql(query, values)
+        for row in run(connection, query, values)
     }
 
 
 def write_books(connection: Connection, rows: Iterable[tuple[SlotBook, Anchor]]) -> None:
     """Keep books as they now stand."""
-    unnest_insert(
-        connection,
+    insert_together(connection, [_books(rows)])
+
+
+def _books(rows: Iterable[tuple[SlotBook, Anchor]]) -> Insert:
+    return Insert(
         "slot_books",
         {"dispenser_id": "text", "slot": "int", "book": "jsonb", "stream_no": "int", "seq": "bigint", "step": "int"},
         [(book.dispenser_id, book.slot, to_json(book.to_json()).decode(), *anchor) for book, anchor in rows],
-        on_conflict="""ON CONFLICT (dispenser_id, slot) DO UPDATE SET
+        """ON CONFLICT (dispenser_id, slot) DO UPDATE SET
             book = excluded.book, stream_no = excluded.stream_no, seq = excluded.seq, step = excluded.step""",
     )
 

@@ -1,6 +1,5 @@
 """Under load and abuse: bounded memory, nobody waits for a machine that floods, poison is kept aside, several workers stay correct."""
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from fleet_server.devices import fleet as registry
 from fleet_server.embedded import BrokerAddress
 from fleet_server.ingest import broker as door
 from fleet_server.ingest.apply import FACTS_MAX, USELESS_MAX
-from fleet_server.ingest.lane import TRANSACTION_MESSAGES_MAX
 from fleet_server.ingest.service import IngestService
 from fleet_server.ingest.worker import Committed, Message, Worker
 from fleet_server.ledger.audit import audit
@@ -274,8 +272,9 @@ def test_an_honest_machine_waits_for_a_bounded_number_of_transactions_behind_a_f
         until(lambda: line.hear(0.1) and line.through[honest.stream_id] == 1, "the honest machine is answered")
         waited = len(transactions) - before
         line.close()
-    # What came while the first transaction stood still goes into as few as can take it; a read more or less for each.
-    assert waited <= 4 * math.ceil(len(flood) / TRANSACTION_MESSAGES_MAX), transactions
+    # How many it takes is a matter of speed; that each takes many, and that nothing is taken twice, is not.
+    assert waited <= len(flood) / 20, transactions
+    assert sum(transactions) < len(flood) + 1_000, transactions
     assert count(database, "SELECT count(*) FROM dead_letters") <= USELESS_MAX * (len(transactions) + 1)
 
 
