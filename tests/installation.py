@@ -39,11 +39,14 @@ class BrokerProcess(Protocol):
 
 
 class Installation:
-    """Everything that `serve` and the simulator need, over one directory; `broker` in place of the embedded one."""
+    """Everything that `serve` and the simulator need, over one directory; `broker` in place of the embedded one.
 
-    def __init__(self, directory: Path, broker: BrokerProcess | None = None) -> None:
-        self.directory = directory
-        self.postgres = EmbeddedPostgres(directory / "postgres", durable=True)
+    With `lasting` false nothing waits for the disk, and machines are kept in memory: for histories that nobody kills.
+    """
+
+    def __init__(self, directory: Path, broker: BrokerProcess | None = None, *, lasting: bool = True) -> None:
+        self.directory, self._lasting = directory, lasting
+        self.postgres = EmbeddedPostgres(directory / "postgres", durable=lasting)
         self.broker: BrokerProcess = broker or EmbeddedBroker(directory / "broker")
         self.port = free_port()
         postgres = self.postgres.start()
@@ -121,8 +124,8 @@ class Installation:
         command = [
             sys.executable, "-m", "simulator", "run", "--json", "--broker", "mqtt://by:environment@127.0.0.1",
             "--server", self.url, "--password-file", str(self.directory / "passwords.json"),
-            "--data-dir", str(self.directory / "machines"), "--seed", str(seed_), "--days", str(days),
-            "--start", BEGINS.isoformat(),
+            "--seed", str(seed_), "--days", str(days), "--start", BEGINS.isoformat(),
+            *(("--data-dir", str(self.directory / "machines")) if self._lasting else ()),
         ]  # fmt: skip
         address = f"mqtt://fleet:{self.address.users['fleet']}@{self.address.host}:{self.address.port}"
         environment = os.environ | {"SIMULATOR_BROKER_URL": address}

@@ -56,11 +56,14 @@ def write_order(connection: Connection, order: Mapping[str, Any], stop_rows: Seq
     """Add a work order with its stops (each with its picks under `picks`); one that exists stays as it is."""
     if not connection.execute(insert(work_orders).values(dict(order)).on_conflict_do_nothing()).rowcount:
         return
-    for row in stop_rows:
-        values = {name: value for name, value in row.items() if name != "picks"}
-        connection.execute(insert(stops).values(values))
-        if row["picks"]:
-            connection.execute(insert(picks), [dict(pick) | {"visit_id": row["visit_id"]} for pick in row["picks"]])
+    if not stop_rows:
+        return
+    connection.execute(
+        insert(stops), [{name: value for name, value in row.items() if name != "picks"} for row in stop_rows]
+    )
+    picked = [dict(pick) | {"visit_id": row["visit_id"]} for row in stop_rows for pick in row["picks"]]
+    if picked:
+        connection.execute(insert(picks), picked)
 
 
 def read_orders(connection: Connection, state: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
