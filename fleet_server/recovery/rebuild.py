@@ -34,14 +34,16 @@ class Difference:
 
 
 def rebuild(connection: Connection, now: datetime, *, correct: bool = False) -> list[Difference]:
-    """Make every projection anew, machine after machine, each under its lock; the caller's transaction holds them all.
+    """Make every projection anew, machine after machine, while ingest and phones wait for the caller's transaction to end.
 
     With `correct`, operations whose door session is known are bound, and movements that facts and operations imply are
     posted; without, what of that is missing is only told.
     """
     found: list[Difference] = []
-    for dispenser in list_dispensers(connection):
-        devices.lock(connection, [dispenser.id])
+    dispensers = list_dispensers(connection)
+    # All at once, before any balance is touched: whoever holds a machine and wants a balance would else wait for us, and we for them.
+    devices.lock(connection, [dispenser.id for dispenser in dispensers])
+    for dispenser in dispensers:
         found += _streams(connection, dispenser.id)
         doors, differ = _doors(connection, dispenser.id)
         found += differ

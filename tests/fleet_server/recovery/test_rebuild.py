@@ -1,13 +1,17 @@
 """Every projection can be made anew from facts, operations and movements."""
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from fleet_server.database import Database
+from fleet_server.devices import store as devices
 from fleet_server.ledger.audit import audit
+from fleet_server.ledger.operations import book
 from fleet_server.recovery.rebuild import Difference, rebuild
 from protocol.messages import Count, LotPacks, Outcome, SlotClaim, StockLevel
 from tests.fleet_server.fixtures import NOW, enter, operation, send, send_bytes
@@ -153,3 +157,27 @@ def test_the_command_says_what_differed(used: Database, database_url: str) -> No
     assert done.returncode == 1, done
     assert "balances slot/HD-001/1" in done.stdout
     assert made_anew(used) == []
+
+
+def test_a_report_that_wants_what_is_being_put_right_waits_and_is_not_lost(used: Database) -> None:
+    """Ingest holds one machine while the other's packs are posted anew to an account that it wants, too."""
+    spoil(used, "DELETE FROM movements WHERE place = 'HD-001' AND reason = 'refill'")
+    wants = operation("refill", "200000", 9, lot="L1", packs=2, dispenser_id="HD-002")
+    with ThreadPoolExecutor(1) as pool:
+        with used.begin() as working:
+            devices.lock(working, ["HD-002"])
+            made = pool.submit(made_anew, used, correct=True)
+            _await_waiting(used)
+            assert [str(booking.verdict) for booking in book(working, [wants], NOW)] == ["booked"]
+        assert made.result()
+    assert is_clean(used)
+
+
+def _await_waiting(database: Database) -> None:
+    """Wait until somebody waits for a lock of this database."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    for _ in range(400):
+        if table(database, query):
+            return
+        time.sleep(0.05)
+    pytest.fail("nobody waits")
