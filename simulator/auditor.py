@@ -41,7 +41,10 @@ class Findings:
 
 
 class Auditor:
-    """Compares; it never asks the server what happened, only what its books say."""
+    """Compares; it never asks the server what happened, only what its books say.
+
+    But for one thing: where a card was lost with facts on their way, it asks how far the server has heard that card.
+    """
 
     def __init__(self, server: ServerApi) -> None:
         self._server = server
@@ -51,6 +54,9 @@ class Auditor:
         findings = Findings()
         books = dict(self._books())
         for dispenser_id, machine in machines.items():
+            if machine.truth.books.in_doubt:
+                streams = self._server.get(f"/dispensers/{dispenser_id}/streams")["items"]
+                machine.truth.settle(stream["digest"] for stream in streams)
             ledger = {slot["slot"]: slot for slot in books[dispenser_id]}
             for slot in sorted(set(ledger) | set(machine.board.coils)):
                 _compare_slot(findings, machine, slot, ledger.get(slot, {"units": 0, "queue": []}))

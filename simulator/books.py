@@ -2,12 +2,13 @@
 
 Written by itself, pack by pack, from the facts that left the machine and the entries that phones made, at the moment they
 were made: it knows no server, no anchors and no late arrival, and whatever order things arrive in must end at these books.
+One thing nobody but the server can know: whether it heard what was on its way when a memory card was lost.
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Final
 
 from protocol.messages import TAKES_A_PACK, Count, Fact, Outcome, Refill, Vend
@@ -72,8 +73,17 @@ class CoilBook:
         self.packs[:0] = [front] * (counted - len(self.packs))
 
 
-Told = tuple[int, int, str, Any]
-"""(number in the stream, 0 for what a phone entered; slot; what; value)."""
+@dataclass(slots=True)
+class Told:
+    """One thing told: `seq` in the stream of the present card, 0 where no card can lose it; its `digest` in the chain, '' of a phone."""
+
+    seq: int
+    digest: str
+    slot: int
+    what: str
+    value: Any
+    doubtful: bool = False
+    """A card went with it before any answer came: whether the server has heard of it, only the server can say."""
 
 
 class Books:
@@ -83,68 +93,133 @@ class Books:
         self.slots: dict[int, CoilBook] = {}
         self._sure: dict[int, CoilBook] = {}
         self._recent: deque[Told] = deque()
+        # The chain, from each fact to the one before it: of facts without an answer, and of all others while something is in doubt.
+        self._before: dict[str, str] = {}
+        self._unanswered: deque[tuple[int, str]] = deque()
 
-    def fact(self, seq: int, fact: Fact) -> None:
-        """Take a fact that the machine has recorded."""
+    def fact(self, seq: int, digest: str, before: str, fact: Fact) -> None:
+        """Take a fact that the machine has recorded, with its digest and that of the fact before it."""
+        self._before[digest] = before
+        self._unanswered.append((seq, digest))
         match fact:
             case Vend() if fact.outcome in TAKES_A_PACK:
-                self._take((seq, fact.slot, "gave", fact.outcome))
+                self._take(Told(seq, digest, fact.slot, "gave", fact.outcome))
             case Count():
-                self._take((seq, fact.slot, "count", fact.counted))
+                self._take(Told(seq, digest, fact.slot, "count", fact.counted))
             case Refill():
                 for lot in fact.removed:
-                    self._take((seq, fact.slot, "remove", (lot.lot, lot.packs)))
+                    self._take(Told(seq, digest, fact.slot, "remove", (lot.lot, lot.packs)))
                 for lot in fact.added:
-                    self._take((seq, fact.slot, "refill", (lot.lot, lot.packs)))
+                    self._take(Told(seq, digest, fact.slot, "refill", (lot.lot, lot.packs)))
             case _:
                 pass
 
     def entered(self, kind: str, slot: int, values: Mapping[str, Any]) -> None:
         """Take what a phone entered in a door session: count, refill or remove."""
         value = values["counted"] if kind == "count" else (values["lot"], values["packs"])
-        self._take((0, slot, kind, value))
+        self._take(Told(0, "", slot, kind, value))
 
     def _take(self, told: Told) -> None:
         _apply(self.slots, told)
         self._recent.append(told)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the server may have heard of something that a card was lost with."""
+        return any(told.doubtful for told in self._recent)
+
     def acknowledged(self, through_seq: int) -> None:
-        """The server has these facts: they can no longer be lost."""
-        while self._recent and self._recent[0][0] <= through_seq:
+        """The server has these facts of the present card: they can no longer be lost."""
+        for told in self._recent:
+            if told.doubtful:
+                continue
+            if told.seq > through_seq:
+                break
+            told.seq = 0
+        self._fold()
+        doubt = self.in_doubt
+        while self._unanswered and self._unanswered[0][0] <= through_seq:
+            _, digest = self._unanswered.popleft()
+            if not doubt:
+                del self._before[digest]
+
+    def _fold(self) -> None:
+        while self._recent and self._recent[0].seq == 0:
             _apply(self._sure, self._recent.popleft())
 
-    def card_lost(self) -> dict[int, int]:
-        """What no server has heard of never happened, as far as its books go; returns the packs of it by slot."""
-        gone: Counter[int] = Counter(slot for seq, slot, what, _ in self._recent if seq and what == "gave")
-        self._recent = deque(told for told in self._recent if told[0] == 0)
-        while self._recent:
-            _apply(self._sure, self._recent.popleft())
+    def card_lost(self, kept: Collection[str] = ()) -> dict[int, int]:
+        """The card is gone, and what nobody answered with it, as far as another one in its place has not `kept` it (digests).
+
+        Until the server says otherwise it has heard of none of it. Returns how many packs more are untold by slot, negative for less.
+        """
+        untold: Counter[int] = Counter()
+        for told in self._recent:
+            lost = told.seq > 0 and told.digest not in kept
+            if lost != told.doubtful and told.what == "gave":
+                untold[told.slot] += 1 if lost else -1
+            told.doubtful = lost
+        self._unanswered = deque(entry for entry in self._unanswered if entry[1] in kept)
+        self._count_again()
+        return untold
+
+    def settle(self, ends: Iterable[str]) -> dict[int, int]:
+        """Take the server's word for how far it has each stream (the digest there); returns packs that were told after all, by slot.
+
+        It is held to that word: a digest names one history, and no server can make one up. A slot that was counted since has no
+        difference left that this could explain.
+        """
+        heard: set[str] = set()
+        for end in ends:
+            digest = end
+            while digest in self._before and digest not in heard:
+                heard.add(digest)
+                digest = self._before[digest]
+        told_after_all: Counter[int] = Counter()
+        counted: set[int] = set()
+        for told in reversed(self._recent):
+            if told.doubtful and told.digest in heard:
+                told.seq, told.doubtful = 0, False
+                if told.what == "gave" and told.slot not in counted:
+                    told_after_all[told.slot] += 1
+            if told.what == "count" and not told.doubtful:
+                counted.add(told.slot)
+        self._count_again()
+        self._fold()
+        return told_after_all
+
+    def _count_again(self) -> None:
         self.slots = deepcopy(self._sure)
-        return gone
+        for told in self._recent:
+            if not told.doubtful:
+                _apply(self.slots, told)
 
     def to_json(self) -> dict[str, Any]:
         """Return the books as plain values."""
-        return {"slots": _written(self.slots), "sure": _written(self._sure), "recent": list(self._recent)}
+        return {
+            "slots": _written(self.slots), "sure": _written(self._sure), "recent": [astuple(told) for told in self._recent],
+            "before": self._before, "unanswered": list(self._unanswered),
+        }  # fmt: skip
 
     def restore(self, value: Mapping[str, Any]) -> None:
         """Take back what `to_json` gave."""
         self.slots, self._sure = _read(value["slots"]), _read(value["sure"])
-        self._recent = deque((seq, slot, what, told) for seq, slot, what, told in value["recent"])
+        self._recent = deque(Told(*told) for told in value["recent"])
+        self._before = dict(value["before"])
+        self._unanswered = deque((seq, digest) for seq, digest in value["unanswered"])
 
 
 def _apply(slots: dict[int, CoilBook], told: Told) -> None:
-    _, slot, what, value = told
-    book = slots.setdefault(slot, CoilBook())
-    match what:
+    book = slots.setdefault(told.slot, CoilBook())
+    match told.what:
         case "gave":
-            book.gave(value)
+            book.gave(told.value)
         case "count":
-            book.count(value)
+            book.count(told.value)
         case "refill":
-            book.load(*value)
+            book.load(*told.value)
         case "remove":
-            book.unload(*value)
-        case _:
+            book.unload(*told.value)
+        case what:
             raise ValueError(f"kind = {what!r}: expected gave, count, refill or remove")
 
 

@@ -298,8 +298,7 @@ class HappeningsMixin:
         self._cut_power(NEVER_MS)
         self.stolen = True
         self._note_access()
-        for slot, packs in self.truth.books.card_lost().items():
-            self.truth.note(slot, "untold", -packs)
+        self.truth.card_lost()
         for slot, coil in sorted(self.board.coils.items()):
             if coil:
                 self.truth.note(slot, "theft", -len(coil))

@@ -1,7 +1,7 @@
 """What really happened at a machine, beside what its agent told: itemised differences, books of our own, access, a tally."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from typing import Any
 
@@ -9,7 +9,7 @@ from device_agent.agent import Agent
 from device_agent.machine import State
 from device_agent.outbox import Outbox
 from device_agent.vending import Plan, refusal_of_stock
-from protocol.codec import decode_fact
+from protocol.codec import decode_fact, first_digest, next_digest
 from protocol.messages import TAKES_A_PACK, Outcome, Refusal, Vend
 from simulator.access import Access
 from simulator.boards.virtual_board import VirtualBoard
@@ -18,7 +18,7 @@ from simulator.tally import Tally
 
 
 class Truth:
-    """Kept by the simulation, which sees both sides; nothing here ever asks a server."""
+    """Kept by the simulation, which sees both sides; nothing here asks a server."""
 
     def __init__(self, access: Access) -> None:
         self.tally = Tally()
@@ -27,20 +27,32 @@ class Truth:
         self.books = Books()
         self.access = access
         self._stream_id, self._learnt_seq, self._acked_seq = "", 0, 0
+        self._digest = b""
 
     def begin(self, outbox: Outbox) -> None:
-        """Watch an outbox from here on."""
-        self._stream_id, self._learnt_seq = outbox.stream_id, outbox.last_seq
+        """Watch an outbox from here on; what it has not kept of what nobody answered may be lost."""
+        self._stream_id, self._learnt_seq, self._digest = outbox.stream_id, outbox.last_seq, outbox.last_digest
         self._acked_seq = outbox.acked_through
         self.tally.streams.add(outbox.stream_id)
+        self.card_lost([outbox.digest(seq).hex() for seq in range(self._acked_seq + 1, self._learnt_seq + 1)])
+
+    def card_lost(self, kept: Collection[str] = ()) -> None:
+        """A card is gone, and with it what nobody answered and no other card has `kept` (digests)."""
+        for slot, packs in self.books.card_lost(kept).items():
+            self.note(slot, "untold", -packs)
+
+    def settle(self, ends: Iterable[str]) -> None:
+        """Take the server's word for how far it has each stream (the digest there), where only the server can know."""
+        for slot, packs in self.books.settle(ends).items():
+            self.note(slot, "untold", packs)
 
     def learn(self, outbox: Outbox, board: VirtualBoard, plan: Plan, now_ms: int) -> bool:
         """Take note of new facts, and compare each vend that is reported with what fell; returns whether there were any."""
         if outbox.stream_id != self._stream_id:
             self._stream_id, self._learnt_seq, self._acked_seq = outbox.stream_id, 0, 0
+            self._digest = first_digest(outbox.dispenser_id, outbox.stream_id)
             self.tally.streams.add(outbox.stream_id)
-            for slot, packs in self.books.card_lost().items():
-                self.note(slot, "untold", -packs)
+            self.card_lost()
         if outbox.acked_through != self._acked_seq:
             self._acked_seq = outbox.acked_through
             self.books.acknowledged(self._acked_seq)
@@ -51,7 +63,8 @@ class Truth:
             self._learnt_seq += 1
             fact = decode_fact(line)
             self.tally.fact(fact, plan)
-            self.books.fact(self._learnt_seq, fact)
+            before, self._digest = self._digest, next_digest(self._digest, line)
+            self.books.fact(self._learnt_seq, self._digest.hex(), before.hex(), fact)
             if isinstance(fact, Vend):
                 self._compare(fact, board)
         return True

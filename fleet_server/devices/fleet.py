@@ -1,11 +1,12 @@
 """What other features may ask of the machines, and nothing of how it is stored."""
 
-from fleet_server.devices.machines import Dispenser, Planogram, Presence, Product, StoredFact
+from fleet_server.devices.machines import Cursor, Dispenser, Planogram, Presence, Product, StoredFact
 from fleet_server.devices.store import (
     add_dispensers,
     add_products,
     add_slots,
     current_session,
+    cursors,
     facts_page,
     get_dispenser,
     last_fact_at,
@@ -19,6 +20,7 @@ from fleet_server.devices.store import (
 )
 
 __all__ = [
+    "Cursor",
     "Dispenser",
     "Planogram",
     "Presence",
@@ -28,6 +30,7 @@ __all__ = [
     "add_products",
     "add_slots",
     "current_session",
+    "cursors",
     "facts_page",
     "get_dispenser",
     "last_fact_at",

@@ -22,8 +22,11 @@ def order(
     lives_s: int,
     now: datetime,
     slot: int | None = None,
+    stream_id: str | None = None,
 ) -> str:
     """Ask a machine to do something within `lives_s`; returns the order's id. It runs at most once.
+
+    With `stream_id` it is sent on that stream only: on another one there is nothing that it could mend.
 
     The id follows from the machine, the number of its orders and the server's epoch: a history played twice gives the same
     facts, and a restored server never gives an id that a machine has already answered.
@@ -32,7 +35,8 @@ def order(
     number = store.count_orders(connection, dispenser_id) + 1
     name = f"{dispenser_id}/order/{devices.server_epoch(connection)}/{number}"
     order_id = hashlib.sha256(name.encode()).hexdigest()[:32]
-    payload: dict[str, Any] = {"kind": kind} | ({} if slot is None else {"slot": slot})
+    more = {"slot": slot, "stream_id": stream_id}
+    payload: dict[str, Any] = {"kind": kind} | {name: value for name, value in more.items() if value is not None}
     store.write(connection, dispenser_id, Channel.ORDERS, order_id, payload, now, now + timedelta(seconds=lives_s))
     return order_id
 

@@ -127,6 +127,7 @@ def due(connection: Connection, now: datetime) -> list[tuple[Outgoing, str, int,
           AND (o.expires_at IS NULL OR o.expires_at > :now)
           -- An order that was sent in another stream may have run there: it is not sent again.
           AND (o.channel <> 'orders' OR o.sent_stream_id IS NULL OR o.sent_stream_id = p.stream_id)
+          AND (o.channel <> 'orders' OR coalesce(o.payload->>'stream_id', p.stream_id) = p.stream_id)
         -- What a transaction of ingest is about to answer needs no sending; waiting for it could end in a deadlock.
         ORDER BY o.id FOR UPDATE OF o SKIP LOCKED""")
     found = []

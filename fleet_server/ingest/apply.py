@@ -1,7 +1,7 @@
 """What messages of the facts channel do in one transaction of ingest: judged one after the other, written together."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -29,6 +29,7 @@ USELESS_MAX = 16
 FACTS_MAX = 2_000
 """Facts of one machine in one `take`. What is beyond either is not read: the machine sends it again, and the others go on."""
 LINES_AHEAD = 100
+NOBODY: Mapping[str, str] = {}
 
 
 class Received(NamedTuple):
@@ -77,15 +78,18 @@ class Transaction:
         self._read: dict[tuple[str, int], Lines] = {}
         self._gathered = Gathered()
         self._answers = Answers()
+        self._announced = NOBODY
         self._quarantined: list[int] = []
         self.tally = Tally()
 
-    def take(self, received: Sequence[Received], now: datetime) -> list[Reply]:
+    def take(self, received: Sequence[Received], now: datetime, announced: Mapping[str, str] = NOBODY) -> list[Reply]:
         """Apply messages in the order of their arrival; returns the replies that the commit will make true.
 
-        A machine that floods us is heard up to a limit: fairness is that nobody waits for more than that.
+        A machine that floods us is heard up to a limit: fairness is that nobody waits for more than that. `announced` are the
+        streams on which machines have said that they live, and of which the database may not know yet.
         """
         self._answers = Answers()
+        self._announced = announced
         of_machine: dict[str, list[Received]] = defaultdict(list)
         for message in received:
             of_machine[message.dispenser_id].append(message)
@@ -158,6 +162,9 @@ class Transaction:
         if header.oldest and header.first_seq > cursor.through_seq + 1:
             cursor = self._go_on_after_gap(cursor, batch, now)
         match judge(batch, cursor, lambda first, last: self._stored(cursor, first, last)):
+            case Applies(first_seq, lines, _) if lines and self._is_back(cursor):
+                self._fork(cursor, first_seq, lines, now)
+                self._answers.add(Fork, cursor, header.sent_at_ms)
             case Applies(first_seq, lines, digest):
                 self.tally.duplicates += len(batch.lines) - len(lines)
                 if lines:
@@ -175,6 +182,21 @@ class Transaction:
             case Forked(first_seq, lines):
                 self._fork(cursor, first_seq, lines, now)
                 self._answers.add(Fork, cursor, header.sent_at_ms)
+
+    def _is_back(self, cursor: Cursor) -> bool:
+        """Tell whether a machine lives again on a stream that another has followed: an old card was put back.
+
+        Its new facts come after those of the later stream, and must not be ordered before them. What only arrives late from the
+        time before the later stream is in its place.
+        """
+        dispenser_id, newest = cursor.dispenser_id, self._newest.get(cursor.dispenser_id, cursor.stream_id)
+        if newest == cursor.stream_id or (dispenser_id, cursor.stream_id) not in self._streams:
+            return False
+        lives_on = self._announced.get(dispenser_id)
+        if lives_on is None:
+            session = store.current_session(self._connection, dispenser_id)
+            lives_on = session.stream_id if session is not None else None
+        return lives_on == cursor.stream_id
 
     def _new_stream(self, batch: Batch) -> Cursor:
         """Return the cursor before the first fact; the stream begins when that fact is applied."""
@@ -294,9 +316,16 @@ class Transaction:
         detail = f"fact {first_seq} of stream {cursor.stream_no} came with another history: a restored card?"
         change = FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=now, detail=detail)
         self._gathered.faults.append(change)
-        waits = outgoing.pending(self._connection, cursor.dispenser_id)
-        if not any(message.payload.get("kind") == "new_stream" for message in waits):
-            outgoing.order(self._connection, cursor.dispenser_id, "new_stream", lives_s=NEW_STREAM_LIVES_S, now=now)
+        way_out = {"kind": "new_stream", "stream_id": cursor.stream_id}
+        if not any(waits.payload == way_out for waits in outgoing.pending(self._connection, cursor.dispenser_id)):
+            outgoing.order(
+                self._connection,
+                cursor.dispenser_id,
+                "new_stream",
+                lives_s=NEW_STREAM_LIVES_S,
+                now=now,
+                stream_id=cursor.stream_id,
+            )
 
 
 def stand(connection: Connection, streams: Sequence[tuple[str, str]], now: datetime, epoch: int) -> list[Reply]:

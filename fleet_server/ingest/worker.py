@@ -98,7 +98,8 @@ class Work:
             except (CodecError, TopicError) as error:
                 self._dead.append((message.topic, message.payload, str(error), now))
         self._heard_facts |= bool(facts)
-        replies = self._transaction.take(facts, now)
+        announced = {name: said[-1].stream_id for name, said in self._announcements.items() if said[-1].online}
+        replies = self._transaction.take(facts, now, announced)
         answers = [Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)) for reply in replies]
         self._answers += answers
         return answers

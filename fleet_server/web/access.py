@@ -22,6 +22,7 @@ ACCESS: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/api/v1/dispensers"): EVERYBODY,
     ("GET", "/api/v1/dispensers/{dispenser_id}"): STAFF,
     ("GET", "/api/v1/dispensers/{dispenser_id}/facts"): STAFF,
+    ("GET", "/api/v1/dispensers/{dispenser_id}/streams"): STAFF,
     ("GET", "/api/v1/slots"): STAFF,
     ("GET", "/api/v1/stock"): STAFF,
     ("GET", "/api/v1/ledger/movements"): DESK,

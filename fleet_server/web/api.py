@@ -93,6 +93,12 @@ def dispenser_facts(
     return m.FactList(items=views.facts(connection, dispenser_id, before, limit))
 
 
+@router.get("/dispensers/{dispenser_id}/streams", tags=["facts"])
+def dispenser_streams(dispenser_id: str, connection: Transaction) -> m.StreamList:
+    """Tell how far the server has each stream of a machine: its last fact and the digest of that, oldest stream first."""
+    return m.StreamList(items=views.streams(connection, dispenser_id))
+
+
 @router.get("/faults", tags=["faults"])
 def faults(
     connection: Transaction,

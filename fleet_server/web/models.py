@@ -135,6 +135,17 @@ class FactList(Model):
     items: list[FactItem]
 
 
+class StreamItem(Model):
+    stream_no: int
+    stream_id: str
+    through_seq: int
+    digest: str
+
+
+class StreamList(Model):
+    items: list[StreamItem]
+
+
 class BalanceItem(Model):
     account: str
     product: str

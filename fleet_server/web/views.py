@@ -116,6 +116,20 @@ def past_faults(
     return [m.PastFaultItem(**asdict(fault) | {"slot": fault.slot or None}) for fault in found]
 
 
+def streams(connection: Connection, dispenser_id: str) -> list[m.StreamItem]:
+    """Return how far the server has each of a machine's streams, oldest first; raises NotFoundError."""
+    fleet.get_dispenser(connection, dispenser_id)
+    return [
+        m.StreamItem(
+            stream_no=cursor.stream_no,
+            stream_id=cursor.stream_id,
+            through_seq=cursor.through_seq,
+            digest=cursor.digest.hex(),
+        )
+        for cursor in fleet.cursors(connection, [dispenser_id])
+    ]
+
+
 def facts(connection: Connection, dispenser_id: str, before: tuple[int, int] | None, limit: int) -> list[m.FactItem]:
     """Return facts of one machine, newest first, as they were sent."""
     return [

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from fleet_server.database import Database
-from fleet_server.devices import fleet
+from fleet_server.devices import fleet, outgoing_store, store
+from fleet_server.devices.machines import Announcement
 from fleet_server.faults.store import open_faults
 from fleet_server.ingest.apply import USELESS_MAX, Received, apply
 from fleet_server.ledger.audit import audit
 from fleet_server.ledger.reading import slot_stock
 from protocol.codec import encode_fact
 from protocol.messages import Ack, Fork, Gap, Nack, Outcome, Vend
+from protocol.topics import Channel
 from tests.fleet_server.fixtures import NOW, send, send_bytes
 from tests.fleet_server.machine import BASE_MS, Machine
 
@@ -158,6 +160,54 @@ def test_a_restored_card_forks_its_stream_and_is_told_to_begin_a_new_one(databas
     with database.begin() as connection:
         orders = connection.execute(text("SELECT payload->>'kind' FROM outgoing WHERE channel = 'orders'")).scalars()
         assert list(orders) == ["new_stream"]
+
+
+def live(database: Database, machine: Machine, session: int) -> None:
+    with database.begin() as connection:
+        store.announce(connection, [Announcement("HD-001", machine.stream_id, session, online=True, received_at=NOW)])
+
+
+def test_an_old_card_that_goes_on_where_it_was_copied_forks_too_once_another_stream_has_followed(
+    database: Database,
+) -> None:
+    """Nothing of it contradicts: it had told everything when it was copied. What it tells now comes after the second stream."""
+    old, new = Machine().vend(), Machine().vend()
+    live(database, old, 1)
+    answer(database, old)
+    live(database, new, 1)
+    answer(database, new)
+    live(database, old, 2)
+    assert isinstance(answer(database, old), Ack), "what it repeats is known"
+    assert isinstance(answer(database, old.vend().vend(), 2), Fork)
+    assert rows(database, "forked_facts") == 2
+    assert balance(database, "dispensed/HD-001") == 2
+    with database.begin() as connection:
+        orders = connection.execute(text("SELECT payload->>'kind' FROM outgoing WHERE channel = 'orders'")).scalars()
+        assert list(orders) == ["new_stream"]
+
+
+def test_the_way_out_of_a_fork_is_sent_on_the_forked_stream_alone(database: Database) -> None:
+    """A third card in between must not use it up."""
+    cards = [Machine().vend(), Machine().vend(), Machine().vend()]
+    for session, card in enumerate([*cards, cards[0], cards[2], cards[1]], 1):
+        live(database, card, session)
+        answer(database, card.vend())
+        with database.begin() as connection:
+            due = [
+                waits.payload for waits, *_ in outgoing_store.due(connection, NOW) if waits.channel is Channel.ORDERS
+            ]
+        expected = [{"kind": "new_stream", "stream_id": card.stream_id}] if session in {4, 6} else []
+        assert due == expected, session
+
+
+def test_what_a_replaced_card_had_sent_before_is_in_its_place_though_it_arrives_late(database: Database) -> None:
+    old, new = Machine().vend().vend(), Machine().vend()
+    live(database, old, 1)
+    answer(database, old, 1, 1)
+    live(database, new, 1)
+    answer(database, new)
+    assert isinstance(answer(database, old, 2), Ack)
+    assert balance(database, "dispensed/HD-001") == 3
 
 
 def test_a_new_stream_of_a_machine_asks_for_a_count(database: Database) -> None:
