@@ -152,21 +152,19 @@ class Books:
 
         Until the server says otherwise it has heard of none of it. Returns how many packs more are untold by slot, negative for less.
         """
-        untold: Counter[int] = Counter()
+        before = self._untold()
         for told in self._recent:
-            lost = told.seq > 0 and told.digest not in kept
-            if lost != told.doubtful and told.what == "gave":
-                untold[told.slot] += 1 if lost else -1
-            told.doubtful = lost
+            told.doubtful = told.seq > 0 and told.digest not in kept
         self._unanswered = deque(entry for entry in self._unanswered if entry[1] in kept)
         self._count_again()
+        untold = self._untold()
+        untold.subtract(before)
         return untold
 
     def settle(self, ends: Iterable[str]) -> dict[int, int]:
         """Take the server's word for how far it has each stream (the digest there); returns packs that were told after all, by slot.
 
-        It is held to that word: a digest names one history, and no server can make one up. A slot that was counted since has no
-        difference left that this could explain.
+        It is held to that word: a digest names one history, and no server can make one up.
         """
         heard: set[str] = set()
         for end in ends:
@@ -174,18 +172,25 @@ class Books:
             while digest in self._before and digest not in heard:
                 heard.add(digest)
                 digest = self._before[digest]
-        told_after_all: Counter[int] = Counter()
-        counted: set[int] = set()
-        for told in reversed(self._recent):
+        told_after_all = self._untold()
+        for told in self._recent:
             if told.doubtful and told.digest in heard:
                 told.seq, told.doubtful = 0, False
-                if told.what == "gave" and told.slot not in counted:
-                    told_after_all[told.slot] += 1
-            if told.what == "count" and not told.doubtful:
-                counted.add(told.slot)
+        told_after_all.subtract(self._untold())
         self._count_again()
         self._fold()
         return told_after_all
+
+    def _untold(self) -> Counter[int]:
+        """Packs by slot that left and of which no server has heard, as far as no count has put that right since."""
+        untold: Counter[int] = Counter()
+        counted: set[int] = set()
+        for told in reversed(self._recent):
+            if told.what == "count" and not told.doubtful:
+                counted.add(told.slot)
+            elif told.what == "gave" and told.doubtful and told.slot not in counted:
+                untold[told.slot] += 1
+        return untold
 
     def _count_again(self) -> None:
         self.slots = deepcopy(self._sure)

@@ -39,12 +39,14 @@ class Truth:
     def card_lost(self, kept: Collection[str] = ()) -> None:
         """A card is gone, and with it what nobody answered and no other card has `kept` (digests)."""
         for slot, packs in self.books.card_lost(kept).items():
-            self.note(slot, "untold", -packs)
+            if packs:
+                self.note(slot, "untold", -packs)
 
     def settle(self, ends: Iterable[str]) -> None:
         """Take the server's word for how far it has each stream (the digest there), where only the server can know."""
         for slot, packs in self.books.settle(ends).items():
-            self.note(slot, "untold", packs)
+            if packs:
+                self.note(slot, "untold", packs)
 
     def learn(self, outbox: Outbox, board: VirtualBoard, plan: Plan, now_ms: int) -> bool:
         """Take note of new facts, and compare each vend that is reported with what fell; returns whether there were any."""

@@ -201,10 +201,13 @@ class Transaction:
     def _new_stream(self, batch: Batch) -> Cursor:
         """Return the cursor before the first fact; the stream begins when that fact is applied."""
         header = batch.header
-        newest = self._newest.get(header.dispenser_id)
-        number = self._streams[header.dispenser_id, newest].stream_no + 1 if newest else 1
         digest = first_digest(header.dispenser_id, header.stream_id)
-        return Cursor(header.dispenser_id, number, header.stream_id, 0, digest)
+        newest = self._newest.get(header.dispenser_id)
+        if newest is None:
+            return Cursor(header.dispenser_id, 1, header.stream_id, 0, digest)
+        former = self._streams[header.dispenser_id, newest]
+        # A clock that a new card sets back to before the old one's last fact is as wrong as one that jumps within a stream.
+        return Cursor(header.dispenser_id, former.stream_no + 1, header.stream_id, 0, digest, last_at=former.last_at)
 
     def _begin(self, cursor: Cursor, now: datetime) -> None:
         self._gathered.begin(cursor, replaces=cursor.dispenser_id in self._newest, now=now)

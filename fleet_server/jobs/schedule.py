@@ -34,6 +34,7 @@ def jobs_of(kept: work.Kept) -> list[Job]:
     """Return the table of jobs of an installation that keeps for so long what expires."""
     return [
         Job("watch_expiry", CronTrigger(hour=0, minute=10, timezone=LOCAL), work.watch_expiry),
+        Job("book_lost_doors", CronTrigger(hour=0, minute=15, timezone=LOCAL), work.book_lost_doors),
         Job("watch_counts", CronTrigger(hour=0, minute=20, timezone=LOCAL), work.watch_counts),
         Job("watch_reports", CronTrigger(hour=0, minute=30, timezone=LOCAL), finding.watch_reports),
         Job("watch_doors", CronTrigger(hour=0, minute=40, timezone=LOCAL), finding.watch_doors),

@@ -11,13 +11,15 @@ from fleet_server.devices import fleet, outgoing
 from fleet_server.faults.store import NO_SLOT, FaultChange, open_faults, record
 from fleet_server.jobs import store
 from fleet_server.jobs.finding import watch_stock, watch_theft
-from fleet_server.ledger import reading
+from fleet_server.ledger import operations, reading
 from fleet_server.ledger.booking import COUNT_DUE
 from fleet_server.ledger.telling import tell_desired
 from fleet_server.planning import service as planning
 from fleet_server.planning.planner import COUNT_EVERY_DAYS
 
 OFFLINE_AFTER: Final = timedelta(minutes=30)
+STREAM_ENDED_AFTER: Final = timedelta(hours=1)
+"""What a replaced card had sent is here so long after we heard of the new one, or never."""
 JOB_RUNS_KEPT: Final = timedelta(days=400)
 SESSIONS_KEPT: Final = timedelta(days=1)
 COUNT_EVERY: Final = timedelta(days=COUNT_EVERY_DAYS)
@@ -61,6 +63,11 @@ def watch_expiry(connection: Connection, due_at: datetime) -> None:
     # Those that open together and those that end together: two statements instead of one for each slot.
     record(connection, sorted(changes, key=lambda change: change.opened))
     tell_desired(connection, None, due_at)
+
+
+def book_lost_doors(connection: Connection, due_at: datetime) -> None:
+    """Book what was entered at doors of which only a lost card knew: else it would wait for ever."""
+    operations.book_lost_doors(connection, due_at - STREAM_ENDED_AFTER, due_at)
 
 
 def watch_counts(connection: Connection, due_at: datetime) -> None:

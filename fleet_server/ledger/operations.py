@@ -148,3 +148,24 @@ def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mappin
         entries[door.dispenser_id, row["slot"]].append(entry)
     store.bind_operations(connection, bound)
     return entries
+
+
+def book_lost_doors(connection: Connection, before: datetime, now: datetime) -> int:
+    """Book what was entered in door sessions that went with a lost card, behind all that is known of its stream; returns how much.
+
+    Only where we have heard of the next stream since `before`: until then the session may be on its way. Several visits that one
+    card took with it keep the order of their entries, whatever order they came in.
+    """
+    lock(connection, {row["dispenser_id"] for row in store.operations_of_lost_doors(connection, before)})
+    entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
+    bound: list[tuple[str, int, int]] = []
+    for row in store.operations_of_lost_doors(connection, before):
+        # No fact has these numbers: the stream has ended.
+        seq = row["at_seq"] + 1 + max(0, int((row["entered_at"] - row["began_at"]) / timedelta(minutes=1)))
+        bound.append((row["operation_id"], row["at_stream_no"], seq))
+        entry = anchored_operation(row, row["at_stream_no"], seq)
+        entries[row["dispenser_id"], row["slot"]].append(entry)
+    store.bind_operations(connection, bound)
+    record(connection, book_entries(connection, entries, now))
+    tell_books(connection, sorted({dispenser_id for dispenser_id, _ in entries}), now)
+    return len(bound)

@@ -7,13 +7,14 @@ can be played again by itself.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import text
 
 from fleet_server.database import Database
 from fleet_server.devices import outgoing
+from fleet_server.jobs.work import book_lost_doors
 from fleet_server.ledger.audit import audit
 from simulator.auditor import Auditor
 from simulator.bridges import InProcessBridge
@@ -120,6 +121,7 @@ def run(
             result.broken.append(
                 f"I6: {took_ms} ms until everything was told, {CATCH_UP_MS_MAX} allowed; still waiting: {late}"
             )
+        _let_the_night_pass(running)
         _check(running, result, "after healing")
         for machine in running.fleet.machines.values():
             machine.count_exactly()
@@ -150,6 +152,16 @@ def _plan_orders(running: Played, seed: int) -> int:
         arguments = (draw.choice(machines), draw.choice(ORDERS), draw.choice((60, 3_600)))
         running.fleet.at_desk(at_ms, lambda a=arguments: give(*a))  # type: ignore[misc]
     return number
+
+
+def _let_the_night_pass(running: Played) -> None:
+    """Run the nightly job that books visits of which only a lost card knew the door."""
+    running.server.commit()
+    database = Database(running.database_url)
+    now = datetime.fromtimestamp(running.fleet.now_ms / 1000, UTC)
+    with database.begin() as connection:
+        book_lost_doors(connection, now + timedelta(hours=2))
+    database.close()
 
 
 def _check(running: Played, result: Result, when: str) -> None:
