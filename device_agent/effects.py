@@ -79,7 +79,7 @@ class Publish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reconnect:
-    """Throw the connection away and make a fresh one: nothing was acknowledged for too long."""
+    """Throw the connection away and make a fresh one."""
 
     reason: str
 

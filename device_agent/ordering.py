@@ -3,7 +3,7 @@
 from typing import Any, assert_never
 
 from device_agent.effects import ClearJam as AskClearJam
-from device_agent.effects import Effect, PulseLock, Restart
+from device_agent.effects import Effect, PulseLock, Reconnect, Restart
 from device_agent.effects import SelfTest as AskSelfTest
 from device_agent.faults import SLOT_CODES, FaultsMixin
 from device_agent.moment import Moment
@@ -76,7 +76,8 @@ class OrdersMixin(FaultsMixin):
                 self._keep(self.started(at, "new_stream"))
                 self.tell_open_faults(at)
                 self._answer(order.order_id, order.kind, OrderOutcome.DONE, "a new stream began", at)
-                return []
+                # What was announced, and the will that lies with the broker, name the old one: orders would go there.
+                return [Reconnect("a new stream began")]
             case _:
                 assert_never(order)
 

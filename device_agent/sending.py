@@ -15,6 +15,8 @@ from protocol.versions import BATCH_FACTS_MAX
 
 WINDOW_BATCHES_MAX: Final = 4
 ACK_TIMEOUT_MS_MAX: Final = 300_000
+FORKED_MS_MAX: Final = 3_600_000
+"""So long a forked stream waits for the order that ends it before a fresh connection asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,8 @@ class Sender:
         """Stop: the server knows other facts under our numbers, often more of them. None of it acknowledges ours."""
         if message.server_epoch >= int(self._outbox.meta.get("epoch", 0)):
             self._silent_since_ms = None
-            self._heard_ms = at.mono_ms
+            if not self.forked:
+                self._heard_ms = at.mono_ms
             self.forked = True
             self._in_flight.clear()
         return []
@@ -162,6 +165,9 @@ class Sender:
         """Send again what was not acknowledged in time; ask for a fresh connection when nothing was for long."""
         if not self._up:
             return []
+        if self.forked and at.mono_ms - self._heard_ms >= FORKED_MS_MAX:
+            self._heard_ms = at.mono_ms
+            return [Reconnect("no order to begin a new stream")]
         if self._silent_since_ms is not None and at.mono_ms - self._silent_since_ms >= self._silence_ms_max:
             self._silent_since_ms = None
             self._slow_down()
@@ -189,8 +195,10 @@ class Sender:
 
     def wakes_at_ms(self) -> int | None:
         """The next moment at which `tick` has something to do."""
-        if not self._up or self.forked:
+        if not self._up:
             return None
+        if self.forked:
+            return self._heard_ms + FORKED_MS_MAX
         if self._hold_until_ms is not None:
             return self._hold_until_ms
         if self._in_flight:

@@ -65,7 +65,7 @@ class SimulatedMachine(HappeningsMixin):
         self._retained: bytes | None = None
         self._closing = False
         self._asked: Visitor | None = None
-        self._door_open = False
+        self._door_open = self._in_hands = False
         self._lock_pulsed = False
         self._open_card()
         self.truth.begin(self._outbox)
@@ -257,8 +257,9 @@ class SimulatedMachine(HappeningsMixin):
     def _visit(self, visitor: Visitor) -> None:
         if self._closing:
             return
-        if self.is_closed or not self._powered:
-            self.truth.tally.outcomes["site_closed" if self.is_closed else "no_power"] += 1
+        if self.is_closed or not self._powered or self._in_hands:
+            turned_away = "site_closed" if self.is_closed else "in_hands" if self._powered else "no_power"
+            self.truth.tally.outcomes[turned_away] += 1
             return
         self.truth.tally.asked(local_day(self.now_ms))
         self._asked = visitor
@@ -382,6 +383,8 @@ class SimulatedMachine(HappeningsMixin):
 
     def open_door(self, *, by_key: bool) -> str | None:
         """A restocker opens the door; returns the session code that the machine shows, None without power."""
+        # Whoever works under the service key lets nobody else press: it would be a test vend.
+        self._in_hands = by_key
         if by_key:
             self.tell(ev.ServiceKeyTurned(on=True))
         self._door_moves(is_open=True)
@@ -394,7 +397,7 @@ class SimulatedMachine(HappeningsMixin):
 
     def close_door(self) -> None:
         """The restocker, who has repaired what could be, closes the door and turns the key back."""
-        self._lock_pulsed = False
+        self._lock_pulsed = self._in_hands = False
         if not self._stays_open():
             self._door_moves(is_open=False)
         self.tell(ev.ServiceKeyTurned(on=False))
