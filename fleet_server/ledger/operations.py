@@ -161,7 +161,7 @@ def book_lost_doors(connection: Connection, before: datetime, now: datetime) -> 
     bound: list[tuple[str, int, int]] = []
     for row in store.operations_of_lost_doors(connection, before):
         # No fact has these numbers: the stream has ended.
-        seq = row["at_seq"] + 1 + max(0, int((row["entered_at"] - row["began_at"]) / timedelta(minutes=1)))
+        seq = row["at_seq"] + 1 + int(row["entered_at"].timestamp())
         bound.append((row["operation_id"], row["at_stream_no"], seq))
         entry = anchored_operation(row, row["at_stream_no"], seq)
         entries[row["dispenser_id"], row["slot"]].append(entry)

@@ -425,10 +425,10 @@ def bind_operations(connection: Connection, rows: Sequence[tuple[str, int, int]]
 def operations_of_lost_doors(connection: Connection, before: datetime) -> list[Any]:
     """Return waiting operations that were entered before a later stream of their machine began, which we heard of before a moment.
 
-    Each with the stream whose door it was, `at_stream_no`, its last fact, `at_seq`, and `began_at` of that stream.
+    Each with the stream whose door it was, `at_stream_no`, and the last fact of that, `at_seq`.
     """
     query = text("""
-        SELECT o.*, ended.stream_no AS at_stream_no, ended.through_seq AS at_seq, ended.began_at
+        SELECT o.*, ended.stream_no AS at_stream_no, ended.through_seq AS at_seq
         FROM operations AS o
         CROSS JOIN LATERAL (
             SELECT s.stream_no, s.began_at FROM streams AS s

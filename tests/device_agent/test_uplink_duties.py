@@ -281,11 +281,28 @@ def test_a_restored_card_that_is_behind_the_server_heeds_the_fork_and_acknowledg
     assert batches(bench.tell(order(bench, NewStream)))
 
 
+def test_a_fork_that_nobody_ends_asks_again_by_a_fresh_connection_after_an_hour(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    (batch,) = batches(bench.tell(ev.LinkUp()))
+    server = Server("HD-001")
+    server.take(batch)
+    server.lines += [b"{}"] * 20
+    bench.tell(answer(server.say(Fork)))
+    assert not reconnects(bench.passes(3_500).tick())
+    assert reconnects(bench.passes(101).tick())
+    assert not reconnects(bench.passes(3_500).tick())
+    assert batches(bench.tell(ev.LinkDown(), ev.LinkUp())), "a new session tries the stream again"
+
+
+def reconnects(effects: list[ef.Effect]) -> bool:
+    return any(isinstance(effect, ef.Reconnect) for effect in effects)
+
+
 def test_a_new_stream_begins_with_started_and_keeps_the_former_facts_aside(bench: Bench) -> None:
     bench.loaded(("GOOD", 3)).vend()
     bench.tell(ev.LinkUp())
     before = bench.outbox.stream_id
-    bench.tell(order(bench, NewStream))
+    assert reconnects(bench.tell(order(bench, NewStream))), "what was announced names the stream before"
     assert bench.outbox.stream_id != before
     assert isinstance(bench.facts()[0], Started)
     assert results(bench) == ["done"]

@@ -1,6 +1,7 @@
 """Faults that only the server can find: each begins where its sign is, does not where it is not, and ends."""
 
 from datetime import datetime, timedelta
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from sqlalchemy import text
 from fleet_server.database import Database
 from fleet_server.faults.store import FaultChange, open_faults, record
 from fleet_server.jobs import finding, work
+from fleet_server.ledger.audit import audit
+from fleet_server.ledger.reading import slot_stock
+from fleet_server.recovery.rebuild import rebuild
 from fleet_server.workorders import service as workorders
 from protocol.messages import FaultRaised, Outcome, Started
 from tests.fleet_server.fixtures import NOW, enter, operation, send
@@ -193,3 +197,62 @@ def test_a_new_card_ends_what_the_old_one_had_told_and_tells_what_still_holds(da
     send(database, new)
     assert codes(database) >= {"NET_WEAK", "NET_LOSS", "STREAM_REPLACED"}
     assert "SLOT_JAM" not in codes(database)
+
+
+# ---------------------------------------------------------------- doors that nobody will hear of
+
+
+def at_noon_of(day: int, number: int = 0) -> datetime:
+    return datetime.fromtimestamp(BASE_MS / 1000, NOW.tzinfo) + day * DAY + number * HOUR
+
+
+def told_on(machine: Machine, day: int) -> Machine:
+    at_ms = int(at_noon_of(day).timestamp() * 1000)
+    return machine.tell(FaultRaised(**machine.when() | {"at_ms": at_ms}, code="NET_WEAK"))
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_visits_whose_doors_a_lost_card_took_with_it_are_booked_in_the_order_of_their_entries(
+    database: Database, order: tuple[int, ...]
+) -> None:
+    """18 packs, one vend told; then a visit found 15, another loaded 3, another found 17: of their doors only the card knew."""
+    old = told_on(Machine(), 0).door("111111")
+    send(database, old)
+    enter(database, operation("refill", "111111", 0, lot="L1", packs=18, entered_at=at_noon_of(0)))
+    send(database, old.vend(), first=4)
+    visits = [
+        operation("count", "222222", 0, counted=15, visit_id="V2", entered_at=at_noon_of(1)),
+        operation("refill", "333333", 0, lot="L2", packs=3, visit_id="V3", entered_at=at_noon_of(1, 1)),
+        operation("count", "444444", 0, counted=17, visit_id="V4", entered_at=at_noon_of(1, 2)),
+    ]
+    for place in order:
+        (booking,) = enter(database, visits[place])
+        assert booking.verdict == "waiting"
+    do(database, work.book_lost_doors, NOW)
+    assert queue_of(database) == [("L1", 17)], "the card may still be there"
+    send(database, told_on(Machine(), 2), now=NOW + HOUR)
+    do(database, work.book_lost_doors, NOW + HOUR)
+    assert queue_of(database) == [("L1", 17)], "what it had sent may still be on its way"
+    do(database, work.book_lost_doors, NOW + 3 * HOUR)
+    assert queue_of(database) == [("L1", 14), ("L2", 3)]
+    with database.begin() as connection:
+        assert audit(connection).differences == []
+    with database.begin() as connection:
+        assert rebuild(connection, NOW) == []
+
+
+def test_an_entry_after_the_new_card_began_waits_for_its_door(database: Database) -> None:
+    send(database, told_on(Machine(), 0))
+    new = told_on(Machine(), 1)
+    send(database, new)
+    enter(database, operation("refill", "222222", 0, lot="L1", packs=5, entered_at=at_noon_of(1, 3)))
+    do(database, work.book_lost_doors, NOW + 9 * DAY)
+    assert queue_of(database) == []
+    send(database, new.door("222222"), first=2)
+    assert queue_of(database) == [("L1", 5)]
+
+
+def queue_of(database: Database) -> list[tuple[str, int]]:
+    with database.begin() as connection:
+        stock = slot_stock(connection).get(("HD-001", 1))
+    return [(run.lot, run.packs) for run in stock.queue] if stock else []
