@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fleet_server.database import Connection
 from fleet_server.devices.store import lock
 from fleet_server.faults.store import record
-from fleet_server.ledger import store
+from fleet_server.ledger import binding_store, store
 from fleet_server.ledger.booking import SlotKey, book_entries
 from fleet_server.ledger.entries import anchored_operation
 from fleet_server.ledger.fold import Anchored
@@ -138,7 +138,7 @@ def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mappin
         arrived[door.dispenser_id, door.session].append(door)
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
     bound: list[tuple[str, int, int]] = []
-    for row in store.waiting_operations(connection, arrived) if arrived else []:
+    for row in binding_store.waiting_operations(connection, arrived) if arrived else []:
         near = [d for d in arrived[row["dispenser_id"], row["session"]] if _is_near(d.at, row["entered_at"])]
         if not near:
             continue
@@ -146,7 +146,7 @@ def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mappin
         bound.append((row["operation_id"], door.stream_no, door.seq))
         entry = anchored_operation(row, door.stream_no, door.seq, door.received_at)
         entries[door.dispenser_id, row["slot"]].append(entry)
-    store.bind_operations(connection, bound)
+    binding_store.bind_operations(connection, bound)
     return entries
 
 
@@ -156,16 +156,16 @@ def book_lost_doors(connection: Connection, before: datetime, now: datetime) -> 
     Only where we have heard of the next stream since `before`: until then the session may be on its way. Several visits that one
     card took with it keep the order of their entries, whatever order they came in.
     """
-    lock(connection, {row["dispenser_id"] for row in store.operations_of_lost_doors(connection, before)})
+    lock(connection, {row["dispenser_id"] for row in binding_store.operations_of_lost_doors(connection, before)})
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
     bound: list[tuple[str, int, int]] = []
-    for row in store.operations_of_lost_doors(connection, before):
+    for row in binding_store.operations_of_lost_doors(connection, before):
         # No fact has these numbers: the stream has ended.
         seq = row["at_seq"] + 1 + int(row["entered_at"].timestamp())
         bound.append((row["operation_id"], row["at_stream_no"], seq))
         entry = anchored_operation(row, row["at_stream_no"], seq)
         entries[row["dispenser_id"], row["slot"]].append(entry)
-    store.bind_operations(connection, bound)
+    binding_store.bind_operations(connection, bound)
     record(connection, book_entries(connection, entries, now))
     tell_books(connection, sorted({dispenser_id for dispenser_id, _ in entries}), now)
     return len(bound)

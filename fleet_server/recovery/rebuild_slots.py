@@ -8,6 +8,7 @@ from typing import Any
 from fleet_server.database import Connection
 from fleet_server.devices.store import facts_of_kinds
 from fleet_server.faults.store import FaultChange, open_faults, record
+from fleet_server.ledger import binding_store
 from fleet_server.ledger import store as ledger
 from fleet_server.ledger.booking import (
     BEFORE_ALL,
@@ -58,7 +59,7 @@ def _bind(
         if door is None:
             continue
         if correct:
-            ledger.bind_operations(connection, [(row["operation_id"], door.stream_no, door.opened_seq)])
+            binding_store.bind_operations(connection, [(row["operation_id"], door.stream_no, door.opened_seq)])
         words = f"{row['operation_id']} waited for door session {door.session}, which is known"
         yield "operations", f"{row['dispenser_id']}/{row['slot']}", words, correct
 
