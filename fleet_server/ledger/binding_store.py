@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select, text
 
 from fleet_server.database import Connection
-from fleet_server.ledger.store import operations
+from fleet_server.ledger.store import among, operations
 
 
 def bind_operations(connection: Connection, rows: Sequence[tuple[str, int, int]]) -> None:
@@ -41,6 +41,6 @@ def operations_of_lost_doors(connection: Connection, before: datetime) -> list[A
 def waiting_operations(connection: Connection, sessions: Iterable[tuple[str, str]]) -> list[Any]:
     """Return operations that wait for one of these (dispenser_id, session), in the order of their steps."""
     query = select(operations).where(
-        _among(operations, sessions), operations.c.state == "waiting", operations.c.slot.is_not(None)
+        among(operations, sessions), operations.c.state == "waiting", operations.c.slot.is_not(None)
     )
     return list(connection.execute(query.order_by(operations.c.step)).mappings())

@@ -364,7 +364,7 @@ def door_sessions_of(
     return [DoorSession(**row) for row in connection.execute(query).mappings()]
 
 
-def _among(table: Table, sessions: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+def among(table: Table, sessions: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
     """Whether a row is of one of these (dispenser_id, session); however many, they are two parameters."""
     ids, codes = zip(*sessions, strict=True)
     arrays = (func.unnest(cast(list(column), ARRAY(Text))) for column in (ids, codes))
@@ -376,7 +376,7 @@ def newest_doors(connection: Connection, codes: Iterable[tuple[str, str]]) -> di
     wanted = list(codes)
     if not wanted:
         return {}
-    query = select(door_sessions).where(_among(door_sessions, wanted))
+    query = select(door_sessions).where(among(door_sessions, wanted))
     query = query.order_by(door_sessions.c.stream_no, door_sessions.c.opened_seq)
     rows = connection.execute(query).mappings()
     return {(row["dispenser_id"], row["session"]): DoorSession(**row) for row in rows}
