@@ -58,11 +58,13 @@ def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: dateti
     newest = {cursor.dispenser_id: cursor for cursor in cursors(connection, dispenser_ids)}
     plans = planogram(connection, dispenser_ids)
     books = store.read_books(connection, dispenser_ids=dispenser_ids)
+    stocked: dict[str, set[int]] = {}
+    for owner, slot in books:
+        stocked.setdefault(owner, set()).add(slot)
     for dispenser_id, cursor in newest.items():
         planned = {plan.slot for plan in plans.get(dispenser_id, [])}
-        stocked = {slot for owner, slot in books if owner == dispenser_id}
         claims = []
-        for slot in sorted(planned | stocked):
+        for slot in sorted(planned | stocked.get(dispenser_id, set())):
             book, _ = books.get((dispenser_id, slot)) or (SlotBook(dispenser_id, slot), None)
             queue = [{"lot": run.lot, "packs": run.packs} for run in book.queue]
             claims.append({"slot": slot, "queue": queue})

@@ -48,6 +48,7 @@ def gather(connection: Connection, depot_id: str, now: datetime) -> dict[str, An
     dispensers = [d for d in fleet.list_dispensers(connection) if d.depot_id == depot_id]
     plans = fleet.planogram(connection)
     stock = reading.slot_stock(connection)
+    ever_loaded = {dispenser_id for dispenser_id, _ in stock}
     packs = rates.observed(reading.dispensed_per_slot(connection, days_before(now, rates.WINDOW_DAYS), now))
     since = store.observed_since(connection)
     days = {dispenser_id: (now - at) / timedelta(days=1) for dispenser_id, at in since.items()}
@@ -84,7 +85,7 @@ def gather(connection: Connection, depot_id: str, now: datetime) -> dict[str, An
                 "latitude": d.latitude,
                 "longitude": d.longitude,
                 "promised": d.id in busy,
-                "ever_loaded": any(key[0] == d.id for key in stock),
+                "ever_loaded": d.id in ever_loaded,
                 "counted_days_ago": _days_ago(counts.get(d.id), now),
                 "faults": faults[d.id],
                 "rates": {p.product: round(by_machine[d.id, p.product], 4) for p in plans.get(d.id, [])},
