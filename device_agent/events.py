@@ -130,8 +130,7 @@ class LinkDown:
     """The connection to the broker is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class MessageArrived:
+class MessageArrived(NamedTuple):
     """A message of one of the server's channels."""
 
     channel: Channel

@@ -78,7 +78,7 @@ class Outbox:
 
     def _open(self) -> None:
         try:
-            self._db = sqlite3.connect(str(self._path), isolation_level=None, check_same_thread=False)
+            self._db = self._connect()
             self._db.execute("PRAGMA busy_timeout=5000")
             # EXTRA is FULL that also syncs the directory: the journal of the very first transaction must not come back.
             self._db.execute(f"PRAGMA synchronous={'EXTRA' if self._durable else 'OFF'}")
@@ -95,6 +95,9 @@ class Outbox:
             with suppress(AttributeError):
                 self._db.close()
             raise at_opening(error, self._path) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(str(self._path), isolation_level=None, check_same_thread=False)
 
     def _load(self) -> None:
         self._rows: dict[Key, str] = {}

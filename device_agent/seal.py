@@ -9,9 +9,8 @@ import hashlib
 import os
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from device_agent.storage_errors import OutboxDamagedError, OutboxError
 
@@ -25,8 +24,7 @@ def row_sum(kind: str, name: str, value: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{kind}\0{name}\0{value}".encode()).digest()[:16])
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(NamedTuple):
     """The number of a commit, and the digest of all that stands after it."""
 
     number: int

@@ -2,8 +2,7 @@
 
 import random
 from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from device_agent.effects import Effect, Publish, Reconnect
 from device_agent.moment import Moment
@@ -19,8 +18,7 @@ FORKED_MS_MAX: Final = 3_600_000
 """So long a forked stream waits for the order that ends it before a fresh connection asks again."""
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(NamedTuple):
     """A batch that waits for its acknowledgement."""
 
     first_seq: int
