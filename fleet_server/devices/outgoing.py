@@ -1,6 +1,7 @@
 """Everything that is to be sent to machines. A feature asks here, in its own transaction; ingest sends until answered."""
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -37,22 +38,24 @@ def order(
     order_id = hashlib.sha256(name.encode()).hexdigest()[:32]
     more = {"slot": slot, "stream_id": stream_id}
     payload: dict[str, Any] = {"kind": kind} | {name: value for name, value in more.items() if value is not None}
-    store.write(connection, dispenser_id, Channel.ORDERS, order_id, payload, now, now + timedelta(seconds=lives_s))
+    rows = [(dispenser_id, order_id, payload)]
+    store.write(connection, Channel.ORDERS, rows, now, now + timedelta(seconds=lives_s))
     return order_id
 
 
 def tell(
     connection: Connection,
-    dispenser_id: str,
     channel: Literal[Channel.DESIRED, Channel.BOOKS],
-    payload: dict[str, Any],
+    payloads: Mapping[str, dict[str, Any]],
     now: datetime,
-) -> int:
-    """Tell a machine its desired state or its books, superseding the former; returns the version."""
-    version = store.next_version(connection, dispenser_id, channel)
-    store.supersede(connection, dispenser_id, channel, now)
-    store.write(connection, dispenser_id, channel, str(version), payload | {"version": version}, now, None)
-    return version
+) -> None:
+    """Tell machines their desired state or their books, each superseding the former; the caller holds their locks."""
+    if not payloads:
+        return
+    versions = store.next_versions(connection, list(payloads), channel)
+    store.supersede(connection, list(payloads), channel, now)
+    rows = [(name, str(versions[name]), value | {"version": versions[name]}) for name, value in payloads.items()]
+    store.write(connection, channel, rows, now, None)
 
 
 def order_state(connection: Connection, order_id: str) -> Outgoing:

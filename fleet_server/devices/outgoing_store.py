@@ -1,7 +1,7 @@
 """Statements on the outgoing table."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,21 +21,18 @@ def _read(row: Any) -> Outgoing:
 
 def write(
     connection: Connection,
-    dispenser_id: str,
     channel: Channel,
-    key: str,
-    payload: dict[str, Any],
+    rows: Iterable[tuple[str, str, dict[str, Any]]],
     now: datetime,
     expires_at: datetime | None,
 ) -> None:
-    """Add a message."""
+    """Add messages: (dispenser_id, key, payload)."""
     columns = {
         "dispenser_id": "text", "channel": "text", "key": "text", "payload": "jsonb",
         "created_at": "timestamptz", "expires_at": "timestamptz",
     }  # fmt: skip
-    unnest_insert(
-        connection, "outgoing", columns, [(dispenser_id, str(channel), key, json.dumps(payload), now, expires_at)]
-    )
+    values = [(name, str(channel), key, json.dumps(payload), now, expires_at) for name, key, payload in rows]
+    unnest_insert(connection, "outgoing", columns, values)
 
 
 VERSIONS_PER_EPOCH_S = 1_000
@@ -48,25 +45,30 @@ def count_orders(connection: Connection, dispenser_id: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def next_version(connection: Connection, dispenser_id: str, channel: Channel) -> int:
-    """Return the version after the newest one; the caller holds the machine's lock.
+def next_versions(connection: Connection, dispenser_ids: Sequence[str], channel: Channel) -> dict[str, int]:
+    """Return the version after the newest one of each machine; the caller holds their locks.
 
     In the epoch after a restore, versions begin above all that were told in the seconds before it: the machine may have those.
     """
     query = text("""
-        SELECT greatest(
+        SELECT ids.id, greatest(
             (SELECT max(CAST(key AS bigint)) FROM outgoing
-             WHERE dispenser_id = :d AND channel = :c AND channel <> 'orders'),
-            :room * (SELECT CAST(value AS bigint) FROM server_state WHERE key = 'epoch' AND value <> '1'), 0) + 1""")
-    values = {"d": dispenser_id, "c": str(channel), "room": VERSIONS_PER_EPOCH_S}
-    return int(connection.execute(query, values).scalar_one())
+             WHERE dispenser_id = ids.id AND channel = :c AND channel <> 'orders'),
+            :room * (SELECT CAST(value AS bigint) FROM server_state WHERE key = 'epoch' AND value <> '1'), 0) + 1
+        FROM unnest(CAST(:ids AS text[])) AS ids(id)""")
+    values = {"ids": list(dispenser_ids), "c": str(channel), "room": VERSIONS_PER_EPOCH_S}
+    return {dispenser_id: int(version) for dispenser_id, version in connection.execute(query, values)}
 
 
-def supersede(connection: Connection, dispenser_id: str, channel: Channel, now: datetime) -> None:
+def supersede(connection: Connection, dispenser_ids: list[str], channel: Channel, now: datetime) -> None:
     """Answer the older versions that still wait: a newer one replaces them."""
     connection.execute(
         update(outgoing)
-        .where(outgoing.c.dispenser_id == dispenser_id, outgoing.c.channel == channel, outgoing.c.answered_at.is_(None))
+        .where(
+            outgoing.c.dispenser_id == func.any(dispenser_ids),
+            outgoing.c.channel == channel,
+            outgoing.c.answered_at.is_(None),
+        )
         .values(answered_at=now, answer="superseded")
     )
 

@@ -23,7 +23,7 @@ def tell_desired(
     plans = planogram(connection, dispenser_ids)
     lots = [lot for lot in store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
     latest = outgoing_store.latest_payloads(connection, list(plans), Channel.DESIRED)
-    told: list[str] = []
+    told: dict[str, dict[str, Any]] = {}
     for dispenser in list_dispensers(connection):
         plan = plans.get(dispenser.id)
         if plan is None:
@@ -43,9 +43,9 @@ def tell_desired(
         }
         former = latest.get(dispenser.id, {})
         if again or payload != {name: value for name, value in former.items() if name != "version"}:
-            outgoing.tell(connection, dispenser.id, Channel.DESIRED, payload, now)
-            told.append(dispenser.id)
-    return told
+            told[dispenser.id] = payload
+    outgoing.tell(connection, Channel.DESIRED, told, now)
+    return list(told)
 
 
 def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: datetime) -> None:
@@ -61,6 +61,7 @@ def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: dateti
     stocked: dict[str, set[int]] = {}
     for owner, slot in books:
         stocked.setdefault(owner, set()).add(slot)
+    told: dict[str, dict[str, Any]] = {}
     for dispenser_id, cursor in newest.items():
         planned = {plan.slot for plan in plans.get(dispenser_id, [])}
         claims = []
@@ -68,5 +69,5 @@ def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: dateti
             book, _ = books.get((dispenser_id, slot)) or (SlotBook(dispenser_id, slot), None)
             queue = [{"lot": run.lot, "packs": run.packs} for run in book.queue]
             claims.append({"slot": slot, "queue": queue})
-        payload = {"stream_id": cursor.stream_id, "as_of_seq": cursor.through_seq, "slots": claims}
-        outgoing.tell(connection, dispenser_id, Channel.BOOKS, payload, now)
+        told[dispenser_id] = {"stream_id": cursor.stream_id, "as_of_seq": cursor.through_seq, "slots": claims}
+    outgoing.tell(connection, Channel.BOOKS, told, now)

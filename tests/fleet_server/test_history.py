@@ -93,7 +93,7 @@ REPORTS: Final[dict[str, Callable[[Connection, datetime], Any]]] = {
     "plans": lambda c, _: planning.newest(c, 5),
     "plans of a day": lambda c, now: planning.count_of_day(c, f"P{now - timedelta(days=1):%Y%m%d}-"),
     "open faults": lambda c, _: open_faults(c),
-    "newest version": lambda c, _: outgoing_store.next_version(c, "HD-001", Channel.BOOKS),
+    "newest version": lambda c, _: outgoing_store.next_versions(c, ["HD-001"], Channel.BOOKS),
     "newest books": lambda c, _: outgoing_store.latest_payloads(c, ["HD-001"], Channel.BOOKS),
     "what waits": outgoing_store.due,
     "an order": lambda c, _: outgoing_store.find(c, "order-HD-0013"),

@@ -379,7 +379,7 @@ def register(database_url: str, dispenser_ids: Sequence[str]) -> None:
             # Visitors come faster here than anywhere: no pause between two packs.
             desired = outgoing_store.latest_payloads(connection, [dispenser_id], Channel.DESIRED).get(dispenser_id, {})
             unlimited = {"limits": {"cooldown_s": 0, "daily_packs_max": 1000}}
-            outgoing.tell(connection, dispenser_id, Channel.DESIRED, desired | unlimited, system_now())
+            outgoing.tell(connection, Channel.DESIRED, {dispenser_id: desired | unlimited}, system_now())
     database.close()
 
 
