@@ -6,8 +6,7 @@ from typing import NamedTuple
 from protocol.topics import Channel
 
 
-@dataclass(frozen=True, slots=True)
-class SlotShown:
+class SlotShown(NamedTuple):
     """What the screen says of one slot; `reason` where nothing can be had."""
 
     product: str

@@ -117,17 +117,17 @@ def kept_from_serving(agent: Agent, board: VirtualBoard, today: date) -> str | N
     """What keeps a machine with power and a closed door from giving a condom; None where nothing does."""
     if agent.state is State.OUT_OF_SERVICE:
         return "storage"
-    causes: Counter[str] = Counter()
+    causes: list[str] = []
     for slot, plan in agent.plan.slots.items():
         if not plan.product.startswith("CONDOM"):
             continue
         if slot in board.jammed:
-            causes["jam"] += 1
+            causes.append("jam")
         elif not board.coils.get(slot):
-            causes["empty"] += 1
+            causes.append("empty")
         else:
             refusal = refusal_of_stock(agent.plan, plan, agent.book(slot), today)
             if refusal is None:
                 return None
-            causes["jam" if refusal is Refusal.FAULT else str(refusal)] += 1
-    return causes.most_common(1)[0][0] if causes else "unplanned"
+            causes.append("jam" if refusal is Refusal.FAULT else str(refusal))
+    return Counter(causes).most_common(1)[0][0] if causes else "unplanned"
