@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,10 +13,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.adapt import Dumper
 from psycopg.errors import DuplicateObject, InsufficientPrivilege, UniqueViolation
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
 
+from fleet_server.arrays import EPOCH, KINDS, MICROSECOND, array
 from fleet_server.privileges import APPLICATION_ROLE, grants
 
 __all__ = [
@@ -39,9 +40,7 @@ __all__ = [
 
 MIGRATION_LOCK: Final = 0x64697370
 
-_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 FEW_ROWS: Final = 100
-_MICROSECOND: Final = timedelta(microseconds=1)
 
 TRUSTED_S: Final = 1.0
 """A connection that rested for less than this is still there, or is missed by the statement that then fails."""
@@ -295,15 +294,43 @@ def _driver_cursor(connection: Connection, statement: str) -> Iterator[psycopg.C
         ) from error
 
 
+class _Array(bytes):
+    """An array as PostgreSQL reads it; each type has a class of its own, by which the driver knows it."""
+
+
+class _ArrayDumper(Dumper):
+    """Hands an array to the driver as it is."""
+
+    format = psycopg.pq.Format.BINARY
+
+    def dump(self, obj: bytes) -> bytes:
+        return obj
+
+
+def _array_class(kind: str) -> type[_Array]:
+    of_kind = type(f"{kind}_array", (_Array,), {})
+    dumper = type(f"{kind}_dumper", (_ArrayDumper,), {"oid": KINDS[kind].array_oid})
+    psycopg.adapters.register_dumper(of_kind, dumper)
+    return of_kind
+
+
+_ARRAYS: Final = {kind: _array_class(kind) for kind in KINDS}
+
+
+def column(kind: str, values: Sequence[Any]) -> bytes:
+    """Return values as one parameter of `run`, an array given by `%b`."""
+    return _ARRAYS[kind](array(kind, values))
+
+
 class Insert(NamedTuple):
-    """Rows for one table: `columns` maps names to PostgreSQL types."""
+    """Rows for one table: `columns` maps names to types, of those in `arrays.KINDS`."""
 
     table: str
     columns: Mapping[str, str]
     rows: Sequence[Sequence[Any]]
     on_conflict: str = ""
     can_copy: bool = False
-    """Many rows may go by COPY: there is no conflict to settle, and types have PostgreSQL's own short names (`int4`)."""
+    """Many rows may go by COPY: there is no conflict to settle."""
 
 
 def unnest_insert(
@@ -314,7 +341,7 @@ def unnest_insert(
     *,
     on_conflict: str = "",
 ) -> int:
-    """Insert many rows in one statement: `columns` maps names to PostgreSQL types; returns how many were written.
+    """Insert many rows in one statement: `columns` maps names to types; returns how many were written.
 
     Ten times the rate of one row a statement, and free of the limit on parameters. Column-wise lists go as arrays.
     """
@@ -337,7 +364,11 @@ def insert_together(connection: Connection, inserts: Iterable[Insert]) -> int:
     *others, last = [_unnest(insert.table, tuple(insert.columns.items()), insert.on_conflict) for insert in given]
     ahead = ", ".join(f"w{place} AS ({statement})" for place, statement in enumerate(others))
     statement = f"WITH {ahead} {last}" if ahead else last
-    values = [list(column) for insert in given for column in zip(*insert.rows, strict=True)]
+    values = [
+        column(*each)
+        for insert in given
+        for each in zip(insert.columns.values(), zip(*insert.rows, strict=True), strict=True)
+    ]
     with _driver_cursor(connection, statement) as cursor:
         return cursor.execute(statement, values).rowcount
 
@@ -353,13 +384,12 @@ def _copy(connection: Connection, insert: Insert) -> None:
             values = list(row)
             for place in times:  # as PostgreSQL keeps them, which the driver can do only in text
                 at = values[place]
-                values[place] = at and (at - _EPOCH) // _MICROSECOND
+                values[place] = at and (at - EPOCH) // MICROSECOND
             copy.write_row(values)
 
 
 @lru_cache(256)
 def _unnest(table: str, columns: tuple[tuple[str, str], ...], on_conflict: str) -> str:
     names = ", ".join(name for name, _ in columns)
-    # psycopg's %b sends each array in binary; bytea as text would double its size.
     arrays = ", ".join(f"%b::{kind}[]" for _, kind in columns)
     return f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) {on_conflict}"  # noqa: S608 - constants of ours

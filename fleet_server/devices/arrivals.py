@@ -24,8 +24,8 @@ FACT_COLUMNS: Final = {
     "at": "timestamptz", "corrected_at": "timestamptz", "received_at": "timestamptz", "quarantine_reason": "text",
 }  # fmt: skip
 CURSOR_COLUMNS: Final = {
-    "dispenser_id": "text", "stream_no": "int", "stream_id": "text", "through_seq": "bigint", "digest": "bytea",
-    "last_at": "timestamptz", "last_boot_id": "text", "last_mono_ms": "bigint",
+    "dispenser_id": "text", "stream_no": "int4", "stream_id": "text", "through_seq": "int8", "digest": "bytea",
+    "last_at": "timestamptz", "last_boot_id": "text", "last_mono_ms": "int8",
     "began_at": "timestamptz", "received_at": "timestamptz",
 }  # fmt: skip
 MOVED: Final = ("through_seq", "digest", "last_at", "last_boot_id", "last_mono_ms", "received_at")
@@ -55,7 +55,7 @@ def keep_forked(
 ) -> None:
     """Keep facts of a forked stream aside; the same bytes again are kept once."""
     columns = {
-        "dispenser_id": "text", "stream_no": "int", "seq": "bigint", "line_digest": "bytea", "line": "bytea",
+        "dispenser_id": "text", "stream_no": "int4", "seq": "int8", "line_digest": "bytea", "line": "bytea",
         "received_at": "timestamptz",
     }  # fmt: skip
     rows = [

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import Connection, metadata, run
+from fleet_server.database import Connection, column, metadata, run
 from fleet_server.devices.machines import (
     Announcement,
     Cursor,
@@ -301,9 +301,9 @@ def lines_between(connection: Connection, dispenser_id: str, stream_no: int, fir
 def cursors(connection: Connection, dispenser_ids: Sequence[str]) -> list[Cursor]:
     """Return the cursors of all streams of these machines, oldest stream first."""
     query = (
-        f"SELECT {', '.join(Cursor._fields)} FROM streams WHERE dispenser_id = ANY(%s) ORDER BY dispenser_id, stream_no"  # noqa: S608 - names of ours
+        f"SELECT {', '.join(Cursor._fields)} FROM streams WHERE dispenser_id = ANY(%b) ORDER BY dispenser_id, stream_no"  # noqa: S608 - names of ours
     )
-    return [Cursor(*row) for row in run(connection, query, [list(dispenser_ids)])]
+    return [Cursor(*row) for row in run(connection, query, [column("text", dispenser_ids)])]
 
 
 def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
@@ -311,8 +311,8 @@ def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
 
     Everything that moves a machine's cursor or its stock holds this lock, so that the two never race.
     """
-    query = "SELECT id FROM dispensers WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
-    return {dispenser_id for (dispenser_id,) in run(connection, query, [sorted(set(dispenser_ids))])}
+    query = "SELECT id FROM dispensers WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE"
+    return {dispenser_id for (dispenser_id,) in run(connection, query, [column("text", sorted(set(dispenser_ids)))])}
 
 
 def server_epoch(connection: Connection) -> int:

@@ -67,7 +67,7 @@ def record(connection: Connection, changes: Sequence[FaultChange]) -> None:
 def _record(connection: Connection, changes: Sequence[FaultChange]) -> None:
     for opened, cleared in _turns(changes):
         columns = {
-            "dispenser_id": "text", "slot": "int", "code": "text", "source": "text", "detail": "text",
+            "dispenser_id": "text", "slot": "int4", "code": "text", "source": "text", "detail": "text",
             "opened_at": "timestamptz",
         }  # fmt: skip
         rows = [(c.dispenser_id, c.slot, c.code, c.source, c.detail, c.at) for c in opened]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fleet_server.database import Connection
 from fleet_server.errors import InputError
-from fleet_server.ledger import store
+from fleet_server.ledger import lot_store, store
 from fleet_server.ledger.movements import Movement, Verdict
 
 
@@ -136,7 +136,7 @@ def _move(
 
 
 def _check(connection: Connection, lines: Sequence[StockLine], source: str | None) -> None:
-    known = {(row[0], row[1]) for row in store.read_lots(connection)}
+    known = {(row[0], row[1]) for row in lot_store.read_lots(connection)}
     wanted: Counter[tuple[str, str]] = Counter()
     for line in lines:
         if line.packs < 0:

@@ -6,7 +6,7 @@ from datetime import date, datetime
 from fleet_server.database import Connection
 from fleet_server.devices.fleet import list_products
 from fleet_server.errors import InputError, NotFoundError
-from fleet_server.ledger import store
+from fleet_server.ledger import lot_store
 from fleet_server.ledger.movements import Verdict
 
 
@@ -26,7 +26,7 @@ def record_lot(connection: Connection, product: str, lot: str, expires_on: date,
     if product not in products:
         raise InputError("product", product, f"one of {', '.join(sorted(products))}")
     before = {(item.product, item.lot) for item in list_lots(connection)}
-    stands = store.write_lot(connection, product, lot, expires_on, now)
+    stands = lot_store.write_lot(connection, product, lot, expires_on, now)
     if stands != expires_on:
         return Verdict.CONFLICTING
     return Verdict.REPEATED if (product, lot) in before else Verdict.BOOKED
@@ -34,10 +34,10 @@ def record_lot(connection: Connection, product: str, lot: str, expires_on: date,
 
 def list_lots(connection: Connection) -> list[Lot]:
     """List all lots, first expired first within a product."""
-    return [Lot(*row) for row in store.read_lots(connection)]
+    return [Lot(*row) for row in lot_store.read_lots(connection)]
 
 
 def block_lot(connection: Connection, product: str, lot: str, reason: str | None) -> None:
     """Block a lot for a reason (heat, recall), or free it again; raises NotFoundError."""
-    if not store.set_blocked(connection, product, lot, reason):
+    if not lot_store.set_blocked(connection, product, lot, reason):
         raise NotFoundError("lot", f"{product} {lot}", "a registered lot of this product")

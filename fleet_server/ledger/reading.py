@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
-from fleet_server.ledger import store
+from fleet_server.ledger import lot_store, store
 from fleet_server.ledger.movements import DoorSession, Movement
 
 
@@ -51,7 +51,9 @@ class Balance:
 
 def slot_stock(connection: Connection, dispenser_ids: Sequence[str] | None = None) -> dict[tuple[str, int], SlotStock]:
     """Return the books of slots that ever had an entry, by (dispenser_id, slot)."""
-    lots = {(product, lot): (expires_on, blocked) for product, lot, expires_on, blocked in store.read_lots(connection)}
+    lots = {
+        (product, lot): (expires_on, blocked) for product, lot, expires_on, blocked in lot_store.read_lots(connection)
+    }
     stock = {}
     for key, (book, _) in store.read_books(connection, dispenser_ids=dispenser_ids).items():
         queue = [QueuedLot(*run, *lots.get((run.product, run.lot), (None, None))) for run in book.queue]

@@ -12,7 +12,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ColumnElement,
-    Date,
     Index,
     Integer,
     Table,
@@ -22,13 +21,13 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
-    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from fleet_server.database import (
     Connection,
     Insert,
+    column,
     insert_together,
     metadata,
     run,
@@ -36,17 +35,8 @@ from fleet_server.database import (
 )
 from fleet_server.devices.store import MOMENT
 from fleet_server.ledger.fold import Anchor, SlotBook
+from fleet_server.ledger.lot_store import lots
 from fleet_server.ledger.movements import DoorOpening, DoorSession, Movement
-
-lots = Table(
-    "lots",
-    metadata,
-    Column("product", Text, primary_key=True),
-    Column("lot", Text, primary_key=True),
-    Column("expires_on", Date, nullable=False),
-    Column("blocked", Text),
-    Column("created_at", MOMENT, nullable=False),
-)
 
 movements = Table(
     "movements",
@@ -180,7 +170,7 @@ def write_movements(
         # In sorted order, so that two transactions that touch the same depot cannot deadlock.
         Insert(
             "balances",
-            {"account": "text", "product": "text", "lot": "text", "units": "bigint"},
+            {"account": "text", "product": "text", "lot": "text", "units": "int8"},
             [(*key, units) for key, units in sorted(change.items()) if units],
             "ON CONFLICT (account, product, lot) DO UPDATE SET units = balances.units + excluded.units",
         ),
@@ -267,15 +257,16 @@ def read_books(
     """Return books with the anchor of their last entry, by (dispenser_id, slot)."""
     # As text: the driver's own reading of JSON costs as much as all the rest of it.
     columns = "dispenser_id, slot, book::text, stream_no, seq, step"
-    values: tuple[list[Any], ...] = ()
+    values: list[bytes] = []
     query = f"SELECT {columns} FROM slot_books"  # noqa: S608 - names of ours
     if keys is not None:
         # One parameter a column, however many keys: a long IN list costs more to write down than to answer.
         query += " JOIN unnest(%b::text[], %b::int[]) AS k(dispenser_id, slot) USING (dispenser_id, slot)"
-        values = tuple(list(column) for column in zip(*keys, strict=True)) or ([], [])
+        dispensers, slots = tuple(zip(*keys, strict=True)) or ((), ())
+        values += [column("text", dispensers), column("int4", slots)]
     if dispenser_ids is not None:
         query += " WHERE dispenser_id = ANY(%b::text[])"
-        values += (list(dispenser_ids),)
+        values.append(column("text", list(dispenser_ids)))
     return {
         (row[0], row[1]): (SlotBook.from_json(row[0], row[1], from_json(row[2])), Anchor(*row[3:]))
         for row in run(connection, query, values)
@@ -290,35 +281,11 @@ def write_books(connection: Connection, rows: Iterable[tuple[SlotBook, Anchor]])
 def _books(rows: Iterable[tuple[SlotBook, Anchor]]) -> Insert:
     return Insert(
         "slot_books",
-        {"dispenser_id": "text", "slot": "int", "book": "jsonb", "stream_no": "int", "seq": "bigint", "step": "int"},
+        {"dispenser_id": "text", "slot": "int4", "book": "jsonb", "stream_no": "int4", "seq": "int8", "step": "int4"},
         [(book.dispenser_id, book.slot, to_json(book.to_json()).decode(), *anchor) for book, anchor in rows],
         """ON CONFLICT (dispenser_id, slot) DO UPDATE SET
             book = excluded.book, stream_no = excluded.stream_no, seq = excluded.seq, step = excluded.step""",
     )
-
-
-# ---------------------------------------------------------------- lots
-
-
-def write_lot(connection: Connection, product: str, lot: str, expires_on: date, now: datetime) -> date:
-    """Register a lot unless it exists; returns the expiry that stands."""
-    row = {"product": product, "lot": lot, "expires_on": expires_on, "created_at": now}
-    connection.execute(insert(lots).values(row).on_conflict_do_nothing())
-    query = select(lots.c.expires_on).where(lots.c.product == product, lots.c.lot == lot)
-    stands: date = connection.execute(query).scalar_one()
-    return stands
-
-
-def read_lots(connection: Connection) -> list[tuple[str, str, date, str | None]]:
-    """Return all lots: (product, lot, expires_on, blocked)."""
-    query = select(lots.c.product, lots.c.lot, lots.c.expires_on, lots.c.blocked)
-    return [tuple(row) for row in connection.execute(query.order_by(lots.c.product, lots.c.expires_on))]
-
-
-def set_blocked(connection: Connection, product: str, lot: str, reason: str | None) -> bool:
-    """Block a lot for a reason, or free it; returns whether it exists."""
-    query = update(lots).where(lots.c.product == product, lots.c.lot == lot).values(blocked=reason)
-    return connection.execute(query).rowcount > 0
 
 
 # ---------------------------------------------------------------- door sessions and operations
@@ -327,7 +294,7 @@ def set_blocked(connection: Connection, product: str, lot: str, reason: str | No
 def open_doors(connection: Connection, rows: Sequence[DoorOpening]) -> None:
     """Note door sessions that began."""
     columns = {
-        "dispenser_id": "text", "stream_no": "int", "opened_seq": "bigint", "session": "text",
+        "dispenser_id": "text", "stream_no": "int4", "opened_seq": "int8", "session": "text",
         "opened_at": "timestamptz",
     }  # fmt: skip
     values = [(r.dispenser_id, r.stream_no, r.seq, r.session, r.at) for r in rows]
@@ -397,9 +364,9 @@ def read_operation(connection: Connection, operation_id: str) -> Any:
 def write_operations(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Keep operations, whole."""
     columns = {
-        "operation_id": "text", "dispenser_id": "text", "visit_id": "text", "slot": "int", "kind": "text",
-        "payload": "jsonb", "session": "text", "step": "int", "entered_at": "timestamptz", "received_at": "timestamptz",
-        "actor": "text", "van": "text", "state": "text", "stream_no": "int", "seq": "bigint",
+        "operation_id": "text", "dispenser_id": "text", "visit_id": "text", "slot": "int4", "kind": "text",
+        "payload": "jsonb", "session": "text", "step": "int4", "entered_at": "timestamptz", "received_at": "timestamptz",
+        "actor": "text", "van": "text", "state": "text", "stream_no": "int4", "seq": "int8",
     }  # fmt: skip
     values = [[row.get(name) for name in columns if name != "payload"] for row in rows]
     place = list(columns).index("payload")

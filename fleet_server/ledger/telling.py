@@ -7,7 +7,7 @@ from typing import Any
 from fleet_server.database import Connection
 from fleet_server.devices import outgoing, outgoing_store
 from fleet_server.devices.store import cursors, list_dispensers, planogram
-from fleet_server.ledger import store
+from fleet_server.ledger import lot_store, store
 from fleet_server.ledger.fold import SlotBook
 from protocol.messages import Limits, OpeningHours
 from protocol.topics import Channel
@@ -21,7 +21,7 @@ def tell_desired(
 ) -> list[str]:
     """Tell machines their desired state where it has changed, or `again` whatever they know; returns those told."""
     plans = planogram(connection, dispenser_ids)
-    lots = [lot for lot in store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
+    lots = [lot for lot in lot_store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
     latest = outgoing_store.latest_payloads(connection, list(plans), Channel.DESIRED)
     told: dict[str, dict[str, Any]] = {}
     for dispenser in list_dispensers(connection):
