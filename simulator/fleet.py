@@ -176,13 +176,16 @@ class Fleet:
         chains = sorted(f"{name}:{machine.chain()}" for name, machine in self.machines.items())
         return hashlib.sha256("\n".join(chains).encode()).hexdigest()
 
-    def finish(self, patience_s: float) -> int:
-        """End outages and send what is still to be sent, so that everything is told; returns how long that took (ms)."""
+    def finish(self, patience_s: float, steps_max: int = FINISHING_STEPS_MAX) -> int:
+        """End outages and send what is still to be sent, so that everything is told; returns how long that took (ms).
+
+        A step is half a minute; so many are taken at the most.
+        """
         self._patience_s = patience_s
         for machine in self.machines.values():
             machine.heal()
         healed_ms = self.now_ms
-        for _ in range(FINISHING_STEPS_MAX):
+        for _ in range(steps_max):
             self.now_ms += 30_000
             self._run_lanes(self.now_ms)
             self._synchronise()

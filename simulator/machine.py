@@ -427,9 +427,9 @@ class SimulatedMachine(HappeningsMixin):
                 self.tell(ev.LocalRefill(slot, plan.product, added=(LotPacks(lot=lot, packs=packs),)))
         self.close_door()
 
-    def acknowledged(self) -> tuple[str, int]:
-        """Name the stream, and the last of its facts that the server has acknowledged."""
-        return self._outbox.stream_id, self._outbox.acked_through
+    def stands(self) -> tuple[str, int, int]:
+        """Name the stream, the last of its facts, and the last that the server has acknowledged."""
+        return self._outbox.stream_id, self._outbox.last_seq, self._outbox.acked_through
 
     def reopen(self) -> None:
         """Let people come again."""
