@@ -92,6 +92,9 @@ class Result:
     facts: int = 0
     crashes: int = 0
     orders: int = 0
+    listed: set[str] = field(default_factory=set)
+    """Machines with entries that wait for a door which will never be told of: an old card went on before anybody had heard of the
+    present one. No stream shows it; the entries are listed as what could not be booked, and the machine's books are not compared."""
     broken: list[str] = field(default_factory=list)
 
     def replay(self) -> str:
@@ -126,6 +129,7 @@ def run(
         for machine in running.fleet.machines.values():
             machine.count_exactly()
         running.fleet.finish(60)
+        _let_the_night_pass(running)
         _check(running, result, "after an exact count")
         _check_counted(running, result)
         result.facts = sum(machine.facts() for machine in running.fleet.machines.values())
@@ -191,6 +195,7 @@ def _check(running: Played, result: Result, when: str) -> None:
             (row.dispenser_id, row.stream_id): row.through_seq
             for row in connection.execute(text("SELECT dispenser_id, stream_id, through_seq FROM streams"))
         }
+        waiting = set(connection.execute(text("SELECT dispenser_id FROM operations WHERE state = 'waiting'")).scalars())
         orders = connection.execute(text("SELECT key FROM outgoing WHERE channel = 'orders'")).scalars().all()
         unlocks: dict[str, int] = dict(
             connection.execute(
@@ -201,7 +206,10 @@ def _check(running: Played, result: Result, when: str) -> None:
     database.close()
     result.broken += [f"I1a, I2, I3 {when}: {difference}" for difference in differences]
     findings = Auditor(running.people.administrator).compare(running.fleet.machines)
-    result.broken += [f"I1 {when}: {residual}" for residual in findings.residuals]
+    result.listed |= waiting
+    result.broken += [
+        f"I1 {when}: {residual}" for residual in findings.residuals if residual.dispenser_id not in waiting
+    ]
     for machine in running.fleet.machines.values():
         stream_id, _, acked = machine.stands()
         if acked > cursors.get((machine.id, stream_id), 0):
@@ -221,6 +229,8 @@ def _check(running: Played, result: Result, when: str) -> None:
 def _check_counted(running: Played, result: Result) -> None:
     """I1c: after an accurate count with nothing pending, physical and ledger are equal."""
     for machine in running.fleet.machines.values():
+        if machine.id in result.listed:
+            continue
         for slot in machine.agent.plan.slots:
             physical, book = len(machine.board.coils.get(slot, [])), machine.truth.books.slots.get(slot)
             if physical != (book.units if book else 0):
