@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from protocol.topics import Channel
+from simulator import collector
 from simulator.bridges import Bridge
 from simulator.machine import SimulatedMachine
 from simulator.phone import Phone
@@ -70,6 +71,7 @@ class Fleet:
         state = self._read_state()
         self.now_ms = max(start_ms, int(state.get("now_ms", 0)))
         self.work = Work(**state.get("work", {}))
+        collector.spare()
         self.machines = {
             site.dispenser_id: SimulatedMachine(site, world, directory, self.now_ms, bridge.publish) for site in sites
         }
@@ -113,6 +115,7 @@ class Fleet:
 
     def close(self) -> None:
         """Save, and let every machine say goodbye."""
+        collector.usual()
         self.save()
         for machine in self.machines.values():
             machine.close()
@@ -159,6 +162,7 @@ class Fleet:
         self._patience_s = patience_s
         for machine in self.machines.values():
             machine.reopen()
+        collector.spare()
         progress = Progress(self.now_ms, end_ms, self.now_ms)
         self._synchronise()
         while self.now_ms < end_ms:
