@@ -1,6 +1,6 @@
 """What ingest does with messages, whatever carries them: commit, answer, and compose what waits for machines."""
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from fleet_server.database import Connection, Database
 from fleet_server.devices import arrivals, outgoing_store, store
 from fleet_server.devices.machines import Announcement
 from fleet_server.ingest import metrics
-from fleet_server.ingest.apply import Received, Transaction, stand
+from fleet_server.ingest.apply import USELESS_MAX, Received, Transaction, stand
 from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
 from protocol.messages import Vitals
@@ -82,7 +82,11 @@ class Work:
         """
         now = self._now()
         facts: list[Received] = []
+        unread: Counter[str] = Counter()
         for message in messages:
+            if unread and unread[message.topic] >= USELESS_MAX:
+                self._transaction.tally.dropped += 1
+                continue
             try:
                 where = _parse(message.topic)
                 match where.channel:
@@ -96,6 +100,7 @@ class Work:
                             Announcement(where.dispenser_id, said.stream_id, said.session, said.online, now)
                         )
             except (CodecError, TopicError) as error:
+                unread[message.topic] += 1
                 self._dead.append((message.topic, message.payload, str(error), now))
         self._heard_facts |= bool(facts)
         announced = {name: said[-1].stream_id for name, said in self._announcements.items() if said[-1].online}
