@@ -162,7 +162,7 @@ class Transaction:
         if header.oldest and header.first_seq > cursor.through_seq + 1:
             cursor = self._go_on_after_gap(cursor, batch, now)
         match judge(batch, cursor, lambda first, last: self._stored(cursor, first, last)):
-            case Applies(first_seq, lines, _) if lines and self._is_back(cursor):
+            case Applies(first_seq, lines, _) if lines and self._is_back(cursor, lines):
                 self._fork(cursor, first_seq, lines, now)
                 self._answers.add(Fork, cursor, header.sent_at_ms)
             case Applies(first_seq, lines, digest):
@@ -183,18 +183,20 @@ class Transaction:
                 self._fork(cursor, first_seq, lines, now)
                 self._answers.add(Fork, cursor, header.sent_at_ms)
 
-    def _is_back(self, cursor: Cursor) -> bool:
+    def _is_back(self, cursor: Cursor, lines: Sequence[bytes]) -> bool:
         """Tell whether a machine lives again on a stream that another has followed: an old card was put back.
 
         Its new facts come after those of the later stream, and must not be ordered before them. What only arrives late from the
-        time before the later stream is in its place.
+        time before the later stream is in its place. The machine's own words decide, and where its clock is wrong, its announcement.
         """
-        dispenser_id, newest = cursor.dispenser_id, self._newest.get(cursor.dispenser_id, cursor.stream_id)
-        if newest == cursor.stream_id or (dispenser_id, cursor.stream_id) not in self._streams:
+        newest = self._streams.get((cursor.dispenser_id, self._newest.get(cursor.dispenser_id, cursor.stream_id)))
+        if newest is None or newest.stream_no <= cursor.stream_no:
             return False
-        lives_on = self._announced.get(dispenser_id)
+        if _is_later(lines[-1], newest.last_at):
+            return True
+        lives_on = self._announced.get(cursor.dispenser_id)
         if lives_on is None:
-            session = store.current_session(self._connection, dispenser_id)
+            session = store.current_session(self._connection, cursor.dispenser_id)
             lives_on = session.stream_id if session is not None else None
         return lives_on == cursor.stream_id
 
@@ -329,6 +331,15 @@ class Transaction:
                 now=now,
                 stream_id=cursor.stream_id,
             )
+
+
+def _is_later(line: bytes, than: datetime | None) -> bool:
+    """Tell whether a fact was recorded after a moment, by a clock that its machine trusts."""
+    try:
+        fact = decode_fact(line)
+    except SchemaError:
+        return False
+    return than is not None and fact.clock_trusted and wall(fact) > than
 
 
 def stand(connection: Connection, streams: Sequence[tuple[str, str]], now: datetime, epoch: int) -> list[Reply]:

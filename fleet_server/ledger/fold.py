@@ -161,7 +161,7 @@ class SlotBook:
             product, lot = self._pop()
         else:
             product, lot = self.last or (entry.product or UNKNOWN, UNKNOWN)
-            self.owed.append(Run(product, lot, 1))
+            self._owe(product, lot, 1)
         if entry.into in {"in_doubt", "unverified"}:
             self.doubtful.append((entry.into, Run(product, lot, 1)))
         return [Posting(self.own, self.account(entry.into), product, lot, 1, f"vend_{entry.into}")]
@@ -187,7 +187,13 @@ class SlotBook:
                 self.last = (product, lot)
         self.queue = queue
         if left:
-            self.owed.append(Run(product, lot, left))
+            self._owe(product, lot, left)
+
+    def _owe(self, product: str, lot: str, packs: int) -> None:
+        """One run a lot, however long a slot gives what nobody knows of: a book is read and written for each of its entries."""
+        if self.owed and self.owed[-1][:2] == (product, lot):
+            packs += self.owed.pop().packs
+        self.owed.append(Run(product, lot, packs))
 
     def _put_back(self, product: str, lot: str, packs: int) -> None:
         """Packs that never left are the next to come out; those owed are given back first."""

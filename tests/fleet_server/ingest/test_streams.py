@@ -167,18 +167,30 @@ def live(database: Database, machine: Machine, session: int) -> None:
         store.announce(connection, [Announcement("HD-001", machine.stream_id, session, online=True, received_at=NOW)])
 
 
+def at_hour(hour: float) -> dict[str, Any]:
+    return {"at_ms": BASE_MS + int(hour * 3_600_000)}
+
+
+def vend(machine: Machine, hour: float, *, trusted: bool = True) -> Machine:
+    fields = machine.when() | at_hour(hour) | {"clock_trusted": trusted}
+    return machine.tell(Vend(**fields, slot=1, product="CONDOM-M", outcome=Outcome.DELIVERED))
+
+
+@pytest.mark.parametrize(("trusted", "announced"), [(True, True), (True, False), (False, True)])
 def test_an_old_card_that_goes_on_where_it_was_copied_forks_too_once_another_stream_has_followed(
-    database: Database,
+    database: Database, trusted: bool, announced: bool
 ) -> None:
     """Nothing of it contradicts: it had told everything when it was copied. What it tells now comes after the second stream."""
-    old, new = Machine().vend(), Machine().vend()
+    old, new = vend(Machine(), 0), vend(Machine(), 1)
     live(database, old, 1)
     answer(database, old)
     live(database, new, 1)
     answer(database, new)
-    live(database, old, 2)
+    if announced:
+        live(database, old, 2)
     assert isinstance(answer(database, old), Ack), "what it repeats is known"
-    assert isinstance(answer(database, old.vend().vend(), 2), Fork)
+    vend(vend(old, 2, trusted=trusted), 3, trusted=trusted)
+    assert isinstance(answer(database, old, 2), Fork)
     assert rows(database, "forked_facts") == 2
     assert balance(database, "dispensed/HD-001") == 2
     with database.begin() as connection:
@@ -201,7 +213,7 @@ def test_the_way_out_of_a_fork_is_sent_on_the_forked_stream_alone(database: Data
 
 
 def test_what_a_replaced_card_had_sent_before_is_in_its_place_though_it_arrives_late(database: Database) -> None:
-    old, new = Machine().vend().vend(), Machine().vend()
+    old, new = vend(vend(Machine(), 0), 1), vend(Machine(), 2)
     live(database, old, 1)
     answer(database, old, 1, 1)
     live(database, new, 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fleet_server.database import Database
 from fleet_server.faults.store import open_faults
 from fleet_server.ledger.audit import audit
-from fleet_server.ledger.fold import Added, Anchor, Anchored, Counted, Removed, SlotBook, Taken
+from fleet_server.ledger.fold import UNKNOWN, Added, Anchor, Anchored, Counted, Removed, Run, SlotBook, Taken
 from fleet_server.ledger.movements import Verdict
 from fleet_server.ledger.reading import balances, slot_stock
 from protocol.messages import Outcome
@@ -205,3 +205,12 @@ def test_what_is_posted_on_a_slots_account_is_what_its_queue_holds(history: list
             assert book.owed == []
         assert SlotBook.from_json("HD-001", 1, book.to_json()).to_json() == book.to_json()
     assert all(a.lot or b.lot for a, b in itertools.pairwise(book.queue))
+
+
+def test_a_slot_that_gives_what_nobody_knows_of_keeps_a_short_book() -> None:
+    book = SlotBook("HD-001", 1)
+    for _ in range(1_000):
+        book.apply(Taken("dispensed", "CONDOM-M", None))
+    assert book.owed == [Run("CONDOM-M", UNKNOWN, 1_000)]
+    postings = book.apply(Counted(2))
+    assert (book.units, sum(posting.units for posting in postings)) == (2, 1_002)
