@@ -288,7 +288,7 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
     def _link_came_up(self, at: Moment) -> list[Effect]:
         self._link_waits = True
         if not self._session_begun:
-            self._keep(meta={"session": int(self.outbox.meta.get("session", 0)) + 1})
+            self._keep(meta={"session": self._next_session(at)})
         session, self._session_begun = int(self.outbox.meta["session"]), False
         self._link_up, self._link_waits = True, False
         self.session_began_ms = at.mono_ms
@@ -306,12 +306,19 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
         began, and its will must not say that this one is offline. Only where the last attempt `went_nowhere`, its number
         is used again: a machine without a network does not write for each attempt.
         """
-        session = int(self.outbox.meta.get("session", 0)) + (not (went_nowhere and self._session_begun))
+        again = went_nowhere and self._session_begun
+        session = int(self.outbox.meta.get("session", 0)) if again else self._next_session(at)
         with contextlib.suppress(OutboxError):  # a machine with a full disk still connects
             if session != self.outbox.meta.get("session"):
                 self.outbox.record(meta={"session": session})
             self._session_begun = True
         return self._status(session, at, online=False)
+
+    def _next_session(self, at: Moment) -> int:
+        """Never less than the seconds of the clock: an old card that is put back would else count from where it was copied,
+        and what its sessions announce would be taken for old.
+        """
+        return max(int(self.outbox.meta.get("session", 0)) + 1, at.wall_ms // 1000 if at.trusted else 0)
 
     def _message(self, channel: Channel, payload: bytes, at: Moment) -> list[Effect]:
         """Take a message of the server; one that cannot be read is dropped: the server sends it again."""

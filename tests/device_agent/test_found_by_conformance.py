@@ -62,7 +62,8 @@ def test_a_test_vend_gives_out_no_expired_blocked_or_unknown_lot_either(
     bench.loaded((lot, 3))
     bench.tell(ev.LinkUp())
     order = {
-        "kind": "test_vend", "slot": 1, "order_id": "a" * 32, "stream_id": bench.outbox.stream_id, "session": 1,
+        "kind": "test_vend", "slot": 1, "order_id": "a" * 32, "stream_id": bench.outbox.stream_id,
+        "session": bench.outbox.meta["session"],
         "expires_after_ms": 60_000,
     }  # fmt: skip
     bench.tell(ev.MessageArrived(Channel.ORDERS, json.dumps(order).encode()))

@@ -258,6 +258,20 @@ def test_an_order_of_another_session_or_stream_is_refused(bench: Bench) -> None:
     assert results(bench) == ["refused", "refused"]
 
 
+def test_an_old_card_that_is_put_back_begins_sessions_above_those_of_the_one_it_replaces(bench: Bench) -> None:
+    bench.loaded()
+    copied = {"session": 3}
+    bench.outbox.record(meta=copied)
+    bench.tell(ev.LinkUp(), ev.LinkDown())
+    assert bench.outbox.meta["session"] == bench.now_ms // 1000
+    bench.tell(ev.LinkUp(), ev.LinkDown(), ev.LinkUp(), ev.LinkDown())
+    before = bench.outbox.meta["session"]
+    assert before == bench.now_ms // 1000 + 2
+    bench.outbox.record(meta=copied)
+    bench.passes(60).tell(ev.LinkUp())
+    assert bench.outbox.meta["session"] > before
+
+
 def test_an_ordered_restart_is_answered_after_it(bench: Bench) -> None:
     bench.loaded()
     bench.tell(ev.LinkUp())

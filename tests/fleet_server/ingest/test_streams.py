@@ -198,6 +198,21 @@ def test_an_old_card_that_goes_on_where_it_was_copied_forks_too_once_another_str
         assert list(orders) == ["new_stream"]
 
 
+def test_a_forked_card_that_counts_its_sessions_from_an_old_number_still_gets_its_order(database: Database) -> None:
+    machine = Machine().vend().vend().vend()
+    live(database, machine, 400)
+    answer(database, machine)
+    with database.begin() as connection:
+        gone = Announcement("HD-001", machine.stream_id, 400, online=False, received_at=NOW)
+        store.announce(connection, [gone])
+    restored = Machine(stream_id=machine.stream_id).tell_line(machine.lines[0]).vend(slot=2)
+    live(database, restored, 27)
+    assert isinstance(answer(database, restored), Fork)
+    with database.begin() as connection:
+        (waits,) = [waits for waits, *_ in outgoing_store.due(connection, NOW) if waits.channel is Channel.ORDERS]
+    assert waits.payload["kind"] == "new_stream"
+
+
 def test_the_way_out_of_a_fork_is_sent_on_the_forked_stream_alone(database: Database) -> None:
     """A third card in between must not use it up."""
     cards = [Machine().vend(), Machine().vend(), Machine().vend()]
