@@ -22,10 +22,11 @@ def bind_operations(connection: Connection, rows: Sequence[tuple[str, int, int]]
 def operations_of_lost_doors(connection: Connection, before: datetime) -> list[Any]:
     """Return waiting operations that were entered before a later stream of their machine began, which we heard of before a moment.
 
-    Each with the stream whose door it was, `at_stream_no`, and the last fact of that, `at_seq`.
+    Each with the stream whose door it was, `at_stream_no`, the last fact of that before the entry, `at_seq`, and whether the
+    stream goes on behind it, `goes_on`.
     """
     query = text("""
-        SELECT o.*, ended.stream_no AS at_stream_no, ended.through_seq AS at_seq
+        SELECT o.*, ended.stream_no AS at_stream_no, known.seq AS at_seq, known.seq < ended.through_seq AS goes_on
         FROM operations AS o
         CROSS JOIN LATERAL (
             SELECT s.stream_no, s.began_at FROM streams AS s
@@ -33,6 +34,9 @@ def operations_of_lost_doors(connection: Connection, before: datetime) -> list[A
             WHERE s.dispenser_id = o.dispenser_id AND s.stream_no > 1 AND f.corrected_at > o.entered_at
             ORDER BY s.stream_no LIMIT 1) AS later
         JOIN streams AS ended ON ended.dispenser_id = o.dispenser_id AND ended.stream_no = later.stream_no - 1
+        CROSS JOIN LATERAL (
+            SELECT coalesce(max(f.seq), 0) AS seq FROM facts AS f
+            WHERE f.dispenser_id = o.dispenser_id AND f.stream_no = ended.stream_no AND f.corrected_at <= o.entered_at) AS known
         WHERE o.state = 'waiting' AND o.slot IS NOT NULL AND later.began_at < :before
         ORDER BY o.dispenser_id, o.entered_at, o.step, o.operation_id""")
     return list(connection.execute(query, {"before": before}).mappings())

@@ -151,7 +151,7 @@ def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mappin
 
 
 def book_lost_doors(connection: Connection, before: datetime, now: datetime) -> int:
-    """Book what was entered in door sessions that went with a lost card, behind all that is known of its stream; returns how much.
+    """Book what was entered in door sessions that went with a lost card, behind what is known of its stream until then; returns how much.
 
     Only where we have heard of the next stream since `before`: until then the session may be on its way. Several visits that one
     card took with it keep the order of their entries, whatever order they came in.
@@ -160,8 +160,8 @@ def book_lost_doors(connection: Connection, before: datetime, now: datetime) -> 
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
     bound: list[tuple[str, int, int]] = []
     for row in binding_store.operations_of_lost_doors(connection, before):
-        # No fact has these numbers: the stream has ended.
-        seq = row["at_seq"] + 1 + int(row["entered_at"].timestamp())
+        # Behind the end of a stream are numbers that no fact has: each visit gets its own.
+        seq = row["at_seq"] + (0 if row["goes_on"] else 1 + int(row["entered_at"].timestamp()))
         bound.append((row["operation_id"], row["at_stream_no"], seq))
         entry = anchored_operation(row, row["at_stream_no"], seq)
         entries[row["dispenser_id"], row["slot"]].append(entry)

@@ -14,7 +14,7 @@ from fleet_server.ledger.audit import audit
 from fleet_server.ledger.reading import slot_stock
 from fleet_server.recovery.rebuild import rebuild
 from fleet_server.workorders import service as workorders
-from protocol.messages import FaultRaised, Outcome, Started
+from protocol.messages import FaultRaised, Outcome, Started, Vend
 from tests.fleet_server.fixtures import NOW, enter, operation, send
 from tests.fleet_server.machine import BASE_MS, Machine
 
@@ -239,6 +239,23 @@ def test_visits_whose_doors_a_lost_card_took_with_it_are_booked_in_the_order_of_
         assert audit(connection).differences == []
     with database.begin() as connection:
         assert rebuild(connection, NOW) == []
+
+
+def test_a_copy_that_went_on_in_the_place_of_a_lost_card_keeps_its_later_vends_behind_the_visit(
+    database: Database,
+) -> None:
+    """The visit found 5; its door went with the card, whose copy told of two vends later that day, and then of no more."""
+    card = told_on(Machine(), 0).door("111111")
+    send(database, card)
+    enter(database, operation("refill", "111111", 0, lot="L1", packs=9, entered_at=at_noon_of(0)))
+    enter(database, operation("count", "222222", 0, counted=5, entered_at=at_noon_of(1)))
+    evening = {"at_ms": int(at_noon_of(1, 6).timestamp() * 1000)}
+    for _ in range(2):
+        fact = Vend(**card.when() | evening, slot=1, product="CONDOM-M", outcome=Outcome.DELIVERED, lot="L1")
+        send(database, card.tell(fact), first=len(card.lines))
+    send(database, told_on(Machine(), 2))
+    do(database, work.book_lost_doors, NOW + 3 * HOUR)
+    assert queue_of(database) == [("L1", 3)]
 
 
 def test_an_entry_after_the_new_card_began_waits_for_its_door(database: Database) -> None:
