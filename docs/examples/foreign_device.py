@@ -242,7 +242,9 @@ class Device:
         if f"order:{order_id}" in journal.memo and self.defect != "runs-orders-twice":
             return
         age_ms = (time.monotonic() - self.began_s) * 1000
-        if (order["stream_id"], order["session"]) != (journal.stream, journal.get("session")):
+        # The way out of a fork is bound to the stream alone.
+        session = order["session"] if kind != "new_stream" else journal.get("session")
+        if (order["stream_id"], session) != (journal.stream, journal.get("session")):
             self.answer(order_id, kind, "refused", "another stream or session")
         elif age_ms > order["expires_after_ms"]:
             self.answer(order_id, kind, "expired", f"{age_ms:.0f} ms into the session")
@@ -256,11 +258,12 @@ class Device:
         elif kind == "reboot":
             os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - itself; answered after the start
         elif kind == "new_stream":
-            self.journal.keep(stream=secrets.token_hex(16), acked=0, books_version=0)
+            self.journal.keep(stream=secrets.token_hex(16), acked=0, puback=0, books_version=0)
             self.journal.keep([self.started("new_stream")])
             self.forked, self.resent_from = False, None
             self.rewind()
             self.answer(order_id, kind, "done", "")
+            raise OSError("a new stream: a fresh connection announces it")
         elif kind in {"unlock", "clear_jam", "self_test"}:
             self.unlocked = self.unlocked or kind == "unlock"
             self.answer(order_id, kind, "done", "")

@@ -83,6 +83,10 @@ RULES: Final[dict[str, Rule]] = {
     ),
     "SESSION": Rule("session numbers grow", f"no session began: {BY_RESTART}, or WATCHDOG"),
     "ORDER-BOUND": Rule("orders for another stream or session are refused and not run", "no answer to any order"),
+    "NEW-STREAM": Rule(
+        "`new_stream` is run whatever session it names, and a fresh connection announces the new stream",
+        "no fact could be called for",
+    ),
     "ORDER-EXPIRY": Rule(
         "an order past its time is answered `expired`",
         "no answer to any order",

@@ -181,11 +181,15 @@ def fork(c: Counterpart) -> None:
     c.settle(2.5)
     told = f"{len(former.batches) - since} batches of the forked stream"
     c.checklist.expect("FORK-STOPS", len(former.batches) == since, "silence after fork", told)
-    order_id = c.order("new_stream")
+    # Of another session, as a server would that knows the card from before it was copied.
+    order_id = c.order("new_stream", session=c.session + 1_000)
     began = c.until(lambda: c.record is not former and c.record.last > 0, ANSWER_S_MAX)
     c.checklist.expect("FORK-STOPS", began, "a new stream began by order", "no new stream came by order")
     if began:
         c.go_on()
+        began_on = c.record.stream_id
+        announced = c.until(lambda: any(p.online and p.stream_id == began_on for p in c.presences), ANSWER_S_MAX)
+        c.checklist.expect("NEW-STREAM", announced, "a fresh connection announces it", "no announcement names it")
         told = "the order for a new stream was not answered"
         c.checklist.expect("ORDER-ANSWER", bool(c.answer(order_id)), "by order_result, once", told)
         c.settle(0.3)

@@ -37,9 +37,10 @@ CHANGES: Final[dict[str, tuple[str, str]]] = {
     "WILL": ('self.topic("status"), self.status(online=False)', 'self.topic("will"), self.status(online=False)'),
     "SESSION": ('session=self.journal.get("session") + 1', "session=1"),
     "ORDER-BOUND": (
-        'if (order["stream_id"], order["session"]) != (journal.stream, journal.get("session")):',
+        'if (order["stream_id"], session) != (journal.stream, journal.get("session")):',
         "if False:",
     ),
+    "NEW-STREAM": ('raise OSError("a new stream: a fresh connection announces it")', "pass"),
     "ORDER-EXPIRY": ('elif age_ms > order["expires_after_ms"]:', "elif False:"),
     "ORDER-ANSWER": ('self.rewind()\n            self.answer(order_id, kind, "done", "")', "self.rewind()"),
     "DESIRED-WHOLE": ("if slots and lots:", "if True:"),
