@@ -145,7 +145,7 @@ def test_s3_a_disk_that_goes_on_failing_puts_the_machine_out_of_service(fast_dis
 def test_s6_an_agent_on_a_damaged_card_sets_it_aside_tells_it_and_gives_nothing(fast_disk: Path) -> None:
     kiosk = Kiosk(fast_disk / "1")
     held = bytearray(kiosk.outbox.read_bytes())
-    book = f'["GOOD", {PACKS}]'.encode()
+    book = f'["GOOD",{PACKS}]'.encode()
     held[held.rindex(book) + len(book) - 2] ^= 0b1100  # 5 packs become 9
     kiosk.outbox.write_bytes(held)
     child = kiosk.start()
