@@ -118,8 +118,12 @@ class Uplink:
             return
         client.subscribe([(topic(self._dispenser_id, channel), 1) for channel in FROM_SERVER])
 
-    def _on_subscribe(self, client: Client, _data: Any, _mid: Any, _reasons: Any, _properties: Any) -> None:
-        self._tell(client, LinkUp())
+    def _on_subscribe(self, client: Client, _data: Any, _mid: Any, reasons: Any, _properties: Any) -> None:
+        """A link on which no answer can come is none: a broker that is full or busy may take the subscription next time."""
+        if any(reason.is_failure for reason in reasons):
+            client.disconnect()
+        else:
+            self._tell(client, LinkUp())
 
     def _on_connect_fail(self, client: Client, _data: Any) -> None:
         client.loop_stop()  # paho would try again by itself

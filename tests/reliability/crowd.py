@@ -86,7 +86,9 @@ class Member:
             timeout=20,
             **login,
         ) as client:
-            await client.subscribe([(topic(self.id, channel), 1) for channel in FROM_SERVER])
+            granted: Any = await client.subscribe([(topic(self.id, channel), 1) for channel in FROM_SERVER])
+            if any(reason.is_failure for reason in granted):
+                return  # as the product's uplink does
             self.back_off.connected()
             self.up_at_s = time.monotonic()
             self.tell(ev.LinkUp())
