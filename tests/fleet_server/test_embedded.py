@@ -18,6 +18,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedError, EmbeddedPostgres
+from tests.benchmarks.bare_mqtt import BareClient
 from tests.conftest import scratch_directory
 
 
@@ -50,10 +51,9 @@ class Client:
 
     def __init__(self, address: BrokerAddress, user: str, client_id: str, password: str | None = None) -> None:
         self.received: list[tuple[str, bytes]] = []
-        self.session_present = False
         self.refused = False
         self._answered = threading.Event()
-        self._paho = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, clean_session=False, protocol=mqtt.MQTTv311)
+        self._paho = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, clean_session=True, protocol=mqtt.MQTTv311)
         self._paho.username_pw_set(user, password or address.users[user])
         self._paho.on_connect = self._on_connect
         self._paho.on_subscribe = lambda *_: self._answered.set()
@@ -62,8 +62,8 @@ class Client:
         self._paho.loop_start()
         assert self._answered.wait(10), "no CONNACK"
 
-    def _on_connect(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
-        self.session_present, self.refused = flags.session_present, reason.is_failure
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self.refused = reason.is_failure
         self._answered.set()
 
     def subscribe(self, topic: str) -> None:
@@ -71,8 +71,8 @@ class Client:
         self._paho.subscribe(topic, qos=1)
         assert self._answered.wait(10), "no SUBACK"
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        self._paho.publish(topic, payload, qos=1).wait_for_publish(10)
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self._paho.publish(topic, payload, qos=1, retain=retain).wait_for_publish(10)
 
     def close(self) -> None:
         self._paho.disconnect()
@@ -257,29 +257,55 @@ def test_nobody_may_overhear(broker: BrokerAddress) -> None:
     spy.close()
 
 
-def test_a_pubacked_message_for_a_durable_session_survives_kill_minus_9(directory: Path) -> None:
+def test_what_was_on_its_way_when_the_broker_was_killed_does_not_pile_up(directory: Path) -> None:
     broker = EmbeddedBroker(directory / "broker")
     address = broker.start()
-    listener = Client(address, "server", "ingest")
-    listener.subscribe("fleet/v1/+/facts")
-    listener.close()
+    silent = BareClient(address, "server", "silent")
+    silent.subscribe("fleet/v1/+/facts")
     speaker = Client(address, "fleet", "kiosk")
-    for number in range(50):
-        speaker.publish("fleet/v1/D1/facts", str(number).encode())
+    for _ in range(50):
+        speaker.publish("fleet/v1/D1/facts", b"never acknowledged")
     assert broker.pid
     os.kill(broker.pid, signal.SIGKILL)
     broker.stop()
     speaker.close()
+    assert b"never acknowledged" in _kept(directory)
+    broker.start()
+    assert b"never acknowledged" not in _kept(directory)
+    broker.stop()
+
+
+def _kept(directory: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in directory.rglob("*.blk"))
+
+
+def test_what_is_retained_survives_kill_minus_9_and_a_clean_start_forgets_it(directory: Path) -> None:
+    broker = EmbeddedBroker(directory / "broker")
+    address = broker.start()
+    server = Client(address, "server", "server")
+    for number in range(50):
+        server.publish(f"fleet/v1/D{number}/desired", str(number).encode(), retain=True)
+    assert broker.pid
+    os.kill(broker.pid, signal.SIGKILL)
+    broker.stop()
+    server.close()
     assert broker.start() == address
-    again = Client(address, "server", "ingest")
-    assert again.session_present
+    again = Client(address, "fleet", "again")
+    again.subscribe("fleet/v1/+/desired")
     _wait_until(lambda: len(again.received) >= 50)
-    assert [payload for _, payload in again.received] == [str(number).encode() for number in range(50)]
+    assert sorted(again.received) == sorted(
+        (f"fleet/v1/D{number}/desired", str(number).encode()) for number in range(50)
+    )
     again.close()
     broker.stop()
     broker.start(clean=True)
-    fresh = Client(address, "server", "ingest")
-    assert not fresh.session_present
+    fresh = Client(address, "fleet", "fresh")
+    fresh.subscribe("fleet/v1/+/desired")
+    server = Client(address, "server", "server")
+    server.publish("fleet/v1/D1/desired", b"new")
+    _wait_until(lambda: bool(fresh.received))
+    assert fresh.received == [("fleet/v1/D1/desired", b"new")]
+    server.close()
     fresh.close()
     broker.stop()
 

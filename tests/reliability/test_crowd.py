@@ -19,7 +19,7 @@ def test_n9_a_whole_fleet_reconnects_at_once_and_is_back_within_a_minute(
     fleet: Fleet, scale: Scale, record_property: Callable[[str, object], None]
 ) -> None:
     throw = scale.throw()
-    ids = [f"N9-{scale.seed}-{n:04d}" for n in range(scale.of(40, 1_000))]
+    ids = [f"N9-{scale.seed}-{n:04d}" for n in range(scale.of(300, 1_000))]
     register(fleet.url, ids)
     crowd = Crowd(ids, fleet.installation.address, scale.seed)
     try:
