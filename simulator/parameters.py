@@ -40,6 +40,7 @@ def _own(name: str, value: Any, words: str, basis: str = "assumption") -> Parame
 OWN: Final = (
     _own("market_days.every_days", 5, "a town fair is held on every so many days of the lunar month"),
     _own("quota.enforced", value=False, words="whether a reader turns away who has had theirs"),
+    _own("visits.near_expiry_days", 30, "packs that expire within so many days are taken out at a visit"),
     _own("visits.finished_offline_share", 0.1, "visits whose entries are sent hours later, for want of a signal"),
     _own("patience.share", 0.5, "visitors who try once more after a refusal that may pass"),
     # Faults: how often is in faults.csv; how long, and what the words there leave open, is here.

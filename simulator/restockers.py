@@ -7,7 +7,7 @@ import random
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 from simulator.faults import Injection, Kind
@@ -54,6 +54,7 @@ class Crew:
         self._dispatcher, self._restocker, self._collect = dispatcher, restocker, collect
         self._miscount_sd = world.parameters.number("stock_drift.miscount_per_refill_sd_boxes")
         self._finished_offline = world.parameters.number("visits.finished_offline_share")
+        self._near_expiry = timedelta(days=world.parameters.number("visits.near_expiry_days"))
         self._phone = phone or Phone(restocker, now_ms)
         self._mistakes: dict[tuple[str, int], list[tuple[int, int]]] = {}
         self.stays_home = False
@@ -168,8 +169,8 @@ class Crew:
         session: str | None,
         draw: random.Random,
     ) -> list[dict[str, Any]]:
-        """Count every slot, take expired packs out, and load what was picked, as far as the coil has room."""
-        today = local(machine.now_ms).date().isoformat()
+        """Count every slot, take out packs that are expired or soon will be, and load what was picked, as far as the coil has room."""
+        today = local(machine.now_ms).date()
         entered_at = datetime.fromtimestamp(machine.now_ms / 1000, UTC).isoformat()
         operations: list[dict[str, Any]] = []
 
@@ -186,10 +187,10 @@ class Crew:
             error = self._error(machine, slot, draw)
             enter(slot, "count", counted=len(coil) + error)
             machine.truth.counted(slot, error)
-            expired = [lot for lot in dict.fromkeys(coil) if self._is_expired(lots, plan.product, lot, today)]
-            for lot in expired:
-                packs = machine.board.take_out(slot, lot)
-                enter(slot, "remove", product=plan.product, lot=lot, packs=packs, reason="expired")
+            for lot in dict.fromkeys(coil):
+                if reason := self._due_out(lots, plan.product, lot, today):
+                    packs = machine.board.take_out(slot, lot)
+                    enter(slot, "remove", product=plan.product, lot=lot, packs=packs, reason=reason)
             for pick in (pick for pick in stop["picks"] if pick["slot"] == slot):
                 packs = min(pick["planned"], plan.capacity - len(machine.board.coils[slot]))
                 if packs <= 0:
@@ -204,10 +205,12 @@ class Crew:
                     machine.truth.note(slot, "refill_misentered", -wrong)
         return operations
 
-    @staticmethod
-    def _is_expired(lots: Mapping[tuple[str, str], Any], product: str, lot: str, today: str) -> bool:
+    def _due_out(self, lots: Mapping[tuple[str, str], Any], product: str, lot: str, today: date) -> str | None:
+        """Why a lot must not stay in a slot; None where it may."""
         known = lots.get((product, lot))
-        return known is not None and known.expires_on.isoformat() <= today
+        if known is None or known.expires_on > today + self._near_expiry:
+            return None
+        return "expired" if known.expires_on <= today else "near_expiry"
 
     def _post_operations(self, visit: dict[str, Any], operations: list[dict[str, Any]]) -> None:
         if operations:

@@ -12,6 +12,9 @@ STOPS_MAX: Final = 14
 TOURS_MAX: Final = 3
 VAN_PACKS_MAX: Final = 2_600
 NEAR_EXPIRY_DAYS: Final = 30
+NEAR_EXPIRY: Final = timedelta(days=NEAR_EXPIRY_DAYS)
+LEFT_THERE_DAYS: Final = 7
+"""Whoever counted has seen what is near its expiry: where it was left, the next visit for it waits so long."""
 COUNT_EVERY_DAYS: Final = 30
 PRIORITY: Final = {"fault": 0, "empty": 1, "expired": 1, "first_load": 2, "low": 3, "near_expiry": 4, "count_due": 5}
 RETRY_DAYS: Final = 3
@@ -63,6 +66,12 @@ def _usable(slot: dict[str, Any], today: date) -> int:
     Of an expired or blocked lot the machine gives nothing, nor of one whose expiry nobody knows.
     """
     good = [run for run in slot["queue"] if run["expires_on"] and _expiry(run) > today and not run.get("blocked")]
+    return int(sum(run["packs"] for run in good) - slot["owed"])
+
+
+def _stays(slot: dict[str, Any], today: date) -> int:
+    """Packs that a visit leaves in the slot: it takes out what is near its expiry, too."""
+    good = [run for run in slot["queue"] if not run.get("blocked") and today + NEAR_EXPIRY < _expiry(run) < date.max]
     return int(sum(run["packs"] for run in good) - slot["owed"])
 
 
@@ -120,13 +129,14 @@ def _is_worth_a_visit(fault: dict[str, Any]) -> bool:
 
 def _dates(dispenser: dict[str, Any], today: date) -> list[dict[str, Any]]:
     reasons: list[dict[str, Any]] = []
+    days_ago = dispenser["counted_days_ago"]
+    was_left = days_ago is not None and days_ago < LEFT_THERE_DAYS
     for slot in dispenser["slots"]:
         for run in slot["queue"]:
             days = (_expiry(run) - today).days
-            if days <= NEAR_EXPIRY_DAYS:
+            if days <= 0 or (days <= NEAR_EXPIRY_DAYS and not was_left):
                 code = "expired" if days <= 0 else "near_expiry"
                 reasons.append({"code": code, "slot": slot["slot"], "lot": run["lot"], "days": days})
-    days_ago = dispenser["counted_days_ago"]
     asked = any(fault["code"] == "COUNT_DUE" for fault in dispenser["faults"])
     if days_ago is None or days_ago >= COUNT_EVERY_DAYS or asked:
         reasons.append({"code": "count_due", "days": days_ago})
@@ -155,7 +165,7 @@ def _picks(
 ) -> list[dict[str, Any]]:
     picks = []
     for slot in dispenser["slots"]:
-        wanted = rule.top_up(slot["capacity"], _usable(slot, today), _in_transit(slot)) if slot["enabled"] else 0
+        wanted = rule.top_up(slot["capacity"], _stays(slot, today), _in_transit(slot)) if slot["enabled"] else 0
         for lot in depot_stock[slot["product"]]:
             packs = min(wanted, lot["packs"])
             if packs > 0:

@@ -20,6 +20,7 @@ from fleet_server.devices import fleet
 from fleet_server.errors import InputError
 from fleet_server.ledger import depot, reading
 from fleet_server.planning import service as planning
+from fleet_server.planning.planner import NEAR_EXPIRY
 from fleet_server.seed import DEPOT
 from fleet_server.web import health, views, words
 from fleet_server.web import models as m
@@ -268,11 +269,11 @@ def _visit_page(request: Request, person: Person, connection: Connection, stop: 
     entries = reading.entries_of_visit(connection, stop["visit_id"])
     item = views.detail(connection, stop["dispenser_id"], now)
     today = now.date()
-    expired = [
-        (slot, run)
+    due_out = [
+        (slot, run, "expired" if run.expires_on <= today else "near_expiry")
         for slot in item.slots
         for run in slot.queue
-        if run.expires_on is not None and run.expires_on <= today
+        if run.expires_on is not None and run.expires_on <= today + NEAR_EXPIRY
     ]
     return page(
         request,
@@ -283,7 +284,7 @@ def _visit_page(request: Request, person: Person, connection: Connection, stop: 
         item=item,
         counts=[entry for entry in entries if entry.kind == "count"],
         moves=[entry for entry in entries if entry.kind != "count"],
-        expired=expired,
+        due_out=due_out,
         door=reading.door_state(connection, stop["dispenser_id"]),
         nonce=uuid.uuid4().hex,
     )
@@ -365,7 +366,7 @@ def _refills(connection: Connection, visit_id: str, form: dict[str, str], now: A
     entries: list[workorders.Entered] = []
     for name, value in sorted(form.items()):
         kind, _, rest = name.partition("-")
-        if kind not in {"refill", "remove"} or not value.strip() or _packs(name, value) == 0:
+        if kind not in {"refill", "expired", "near_expiry"} or not value.strip() or _packs(name, value) == 0:
             continue
         slot_text, _, lot = rest.partition("-")
         slot, packs = _packs("slot", slot_text), _packs(name, value)
@@ -373,7 +374,7 @@ def _refills(connection: Connection, visit_id: str, form: dict[str, str], now: A
         entries.append(
             workorders.Entered(
                 operation_id, len(before) + len(entries), session, now, "refill" if kind == "refill" else "remove", slot,
-                lot=lot, packs=packs, reason="expired" if kind == "remove" else None,
+                lot=lot, packs=packs, reason=kind if kind != "refill" else None,
             )
         )  # fmt: skip
     # What is removed makes room for what is filled in.

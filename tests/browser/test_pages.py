@@ -1,11 +1,13 @@
 """What people see and do in a real browser."""
 
 import re
+from datetime import timedelta
 
 import pytest
 from playwright.sync_api import expect
 
 from fleet_server.clock import system_now
+from fleet_server.ledger import depot, lots
 from fleet_server.ledger.audit import audit
 from protocol.messages import DoorClosed, DoorOpened
 from tests.browser.conftest import Opener, fits, follow
@@ -102,6 +104,31 @@ def test_a_restocker_carries_out_a_work_order_on_a_phone(site: Site, sign_in: Op
     assert report.differences == []
     stock = site.api("dispatcher").get("/api/v1/stock", params={"account": "slot/HD-001"}).json()["items"]
     assert [(item["account"], item["lot"], item["units"]) for item in stock] == [("slot/HD-001/1", "L1", 5)]
+
+
+def test_a_restocker_takes_out_what_soon_expires(site: Site, sign_in: Opener) -> None:
+    released_order(site)
+    now = system_now()
+    with site.database.begin() as connection:
+        lots.record_lot(connection, "CONDOM-M", "L9", now.date() + timedelta(days=20), now)
+        depot.receive(connection, "receipt-L9", "HUANGDAO", [depot.StockLine("CONDOM-M", "L9", 5)], "test", now)
+    machine = Machine()
+    opened = DoorOpened(**machine.when() | {"at_ms": int(now.timestamp() * 1000)}, session="424242", authorised=True)
+    send(site.database, machine.tell(opened), now=now)
+    enter(site.database, operation("refill", "424242", 0, lot="L9", packs=5, entered_at=now))
+    page = sign_in("restocker", phone=True)
+    page.goto(f"{site.url}/visits/WO-1-01")
+    follow(page, "form[action$=arrive] button")
+    page.fill("input[name=session]", "424242")
+    page.fill("input[name=count-1]", "5")
+    page.fill("input[name=count-2]", "0")
+    follow(page, "form[action$=count] button")
+    assert "取出近效期" in page.locator("main").inner_text()
+    assert page.locator("input[name=near_expiry-1-L9]").input_value() == "5"
+    page.fill("input[name^=refill-1]", "0")
+    follow(page, "form[action$=refill] button")
+    stock = site.api("dispatcher").get("/api/v1/stock", params={"account": "quarantine"}).json()["items"]
+    assert [(item["lot"], item["units"]) for item in stock] == [("L9", 5)]
 
 
 def test_every_page_of_every_role_opens_without_an_error(site: Site, sign_in: Opener) -> None:

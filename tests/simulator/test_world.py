@@ -314,7 +314,7 @@ def test_every_parameter_is_read_by_something() -> None:
     assert sum(world.product_mix.values()) == pytest.approx(1)
     elsewhere = {
         "faults.SLOT_JAM.rate", "faults.DROP_NOT_SEEN.rate", "vends.did_not_fall_share", "vends.double_drop_per_1000",
-        "stock_drift.miscount_per_refill_sd_boxes", "visits.finished_offline_share", "power.battery_h", "power.recharge_h",
+        "stock_drift.miscount_per_refill_sd_boxes", "visits.finished_offline_share", "visits.near_expiry_days", "power.battery_h", "power.recharge_h",
     }  # fmt: skip
     assert {p.name for p in world.parameters} - world.parameters.read - elsewhere == NOT_READ
 

@@ -80,7 +80,8 @@ def test_a_machine_that_has_enough_is_left_alone() -> None:
     [
         (dispenser(slot(1)), ["empty"]),
         (dispenser(slot(1, run(5))), ["low"]),
-        (dispenser(slot(1, run(20, expires=20)), rate=0.1), ["near_expiry"]),
+        (dispenser(slot(1, run(20, expires=20)), rate=0.1, counted_days_ago=8), ["near_expiry"]),
+        (dispenser(slot(1, run(20, expires=20)), rate=0.1, counted_days_ago=6), []),
         (dispenser(slot(1, run(10, expires=0), run(10, "L2")), rate=0.1), ["expired"]),
         (dispenser(slot(1, run(20)), faults=[{"code": "SLOT_JAM", "slot": 1}]), ["fault"]),
         (dispenser(slot(1, run(20)), counted_days_ago=30), ["count_due"]),
@@ -91,6 +92,11 @@ def test_a_machine_that_has_enough_is_left_alone() -> None:
 )
 def test_a_stop_says_why(machine: dict[str, Any], expected: list[str]) -> None:
     assert reasons(machine) == expected
+
+
+def test_what_is_taken_out_before_it_expires_is_replaced_at_the_same_visit() -> None:
+    machine = dispenser(slot(1, run(12, expires=20), run(4, "L3")), rate=0.1, counted_days_ago=8)
+    assert picks(machine, stock=[lot(50, "L2")]) == [(1, "L2", 16)]
 
 
 def test_a_reason_brings_the_figures_that_it_rests_on() -> None:
