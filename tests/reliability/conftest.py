@@ -173,7 +173,12 @@ def fleets(namespace_or_reason: Namespace | str) -> Iterator[Fleets]:
 
 
 def _fleet(kind: str, fleets: Fleets, scale: Scale, node: pytest.Item) -> Iterator[Fleet]:
-    yield fleets.get(kind, scale.machines)
+    try:
+        fleet = fleets.get(kind, scale.machines)
+    except BaseException:
+        fleets.drop()
+        raise
+    yield fleet
     if node.stash.get(FAILED, True):
         fleets.drop()
 

@@ -258,6 +258,8 @@ class Fleet:
             step = int(now.timestamp())
             van = f"van/{self._tour}"
             stock = [depot.StockLine(PRODUCT, line.lot, packs)]
+            # The depot of the seed has not enough for many visits to a whole fleet.
+            depot.receive(connection, f"receipt-{self._tour}-{step}", DEPOT, stock, "test", now)
             depot.pick(connection, f"pick-{self._tour}-{step}", DEPOT, van, stock, "test", now)
             for machine in self.machines:
                 for slot in SLOTS:
