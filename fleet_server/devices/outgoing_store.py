@@ -124,7 +124,9 @@ def due(connection: Connection, now: datetime) -> list[tuple[Outgoing, str, int,
         SELECT o.id, o.dispenser_id, o.channel, o.key, o.payload, o.created_at, o.expires_at, o.sent_at, o.answered_at,
                o.answer, o.answer_detail, p.stream_id AS p_stream, p.session AS p_session, p.changed_at AS p_at
         FROM outgoing o JOIN presence p ON p.dispenser_id = o.dispenser_id
-        WHERE o.answered_at IS NULL AND p.online
+        WHERE o.answered_at IS NULL
+          -- Who forked is there, whatever it announced: an old card may count its sessions from a number that is long past.
+          AND (p.online OR o.channel = 'orders' AND o.payload->>'kind' = 'new_stream')
           AND (o.sent_session IS DISTINCT FROM p.session OR o.sent_stream_id IS DISTINCT FROM p.stream_id)
           AND (o.expires_at IS NULL OR o.expires_at > :now)
           -- An order that was sent in another stream may have run there: it is not sent again.

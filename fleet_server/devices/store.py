@@ -341,14 +341,6 @@ def add_slots(connection: Connection, dispenser_id: str, plans: Sequence[SlotPla
     connection.execute(insert(slots).on_conflict_do_nothing(), rows)
 
 
-def note_online(connection: Connection, dispenser_id: str, stream_id: str, now: datetime) -> None:
-    """Note that a machine is connected on this stream, where its last announcement of it says that it is not."""
-    query = text("""
-        UPDATE presence SET online = true, changed_at = :now
-        WHERE dispenser_id = :dispenser_id AND stream_id = :stream_id AND NOT online""")
-    connection.execute(query, {"dispenser_id": dispenser_id, "stream_id": stream_id, "now": now})
-
-
 def announce(connection: Connection, announcements: Sequence[Announcement]) -> int:
     """Record what machines announced, in its order; a late will of an ended session changes nothing.
 

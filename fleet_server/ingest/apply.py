@@ -321,8 +321,6 @@ class Transaction:
         detail = f"fact {first_seq} of stream {cursor.stream_no} came with another history: a restored card?"
         change = FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=now, detail=detail)
         self._gathered.faults.append(change)
-        # An old card may count its sessions from a number that we know as long past: but it is there, and waits for its order.
-        store.note_online(self._connection, cursor.dispenser_id, cursor.stream_id, now)
         way_out = {"kind": "new_stream", "stream_id": cursor.stream_id}
         if not any(waits.payload == way_out for waits in outgoing.pending(self._connection, cursor.dispenser_id)):
             outgoing.order(
