@@ -185,8 +185,11 @@ class Replay:
 
     def _load(self, place: str, slot: int, pack: tuple[str, str], packs: int, source: str) -> None:
         coil = self.coils[place, slot]
-        unnamed = [held for held in coil.packs if held[1] == "?"]
-        coil.packs = [held for held in coil.packs if held[1] != "?"] + [pack] * packs + unnamed
+        behind = len(coil.packs)
+        while behind and coil.packs[behind - 1][1] == "?":
+            behind -= 1
+        # Packs without a name stay last where they are last, and in front where a count has put them back there.
+        coil.packs = coil.packs[:behind] + [pack] * packs + coil.packs[behind:]
         coil.latest = pack
         self.move(source, f"slot/{place}/{slot}", pack, packs)
 
