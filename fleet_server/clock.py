@@ -93,11 +93,6 @@ class Loader(Protocol):
     def __call__(self) -> ClockState: ...
 
 
-def local_day_start(at: datetime) -> datetime:
-    """Return the start of the local day that `at` falls into, in UTC."""
-    return at.astimezone(LOCAL).replace(hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
-
-
 def days_before(at: datetime, days: float) -> datetime:
     """Return the moment `days` days before."""
     return at - timedelta(days=days)

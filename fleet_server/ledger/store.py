@@ -200,12 +200,6 @@ def _movement(row: Any) -> Movement:
     return Movement(**{name: row[name] for name in names}, anchor=anchor)
 
 
-def has_cause(connection: Connection, place: str, cause: str) -> bool:
-    """Tell whether this cause has posted at this place."""
-    query = select(movements.c.id).where(movements.c.place == place, movements.c.id == f"{cause}#0")
-    return connection.execute(query).first() is not None
-
-
 def lock_depot(connection: Connection, depot_id: str) -> None:
     """Let one transaction at a time move a depot's goods, until it ends: what is checked must still be so when it is booked."""
     connection.execute(

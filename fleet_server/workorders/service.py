@@ -308,8 +308,3 @@ def cancel(connection: Connection, order_id: str, now: datetime) -> None:
     if order is None:
         raise NotFoundError("work_order_id", order_id, "the id of a work order")
     store.set_order_state(connection, order_id, change_order(order["state"], "cancel"), now)
-
-
-def may_see(own_depot_id: str | None, depot_id: str) -> bool:
-    """Tell whether work of a depot is shown to a person: who belongs to a depot sees that one's, others see all."""
-    return own_depot_id is None or own_depot_id == depot_id
