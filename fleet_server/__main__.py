@@ -14,8 +14,9 @@ import typer
 
 from fleet_server import settings as st
 from fleet_server.clock import system_now
-from fleet_server.database import Database, DatabaseUnavailableError, SchemaError, is_migrated, migrate
+from fleet_server.database import Database, DatabaseUnavailableError
 from fleet_server.errors import InputError
+from fleet_server.schema import SchemaError, is_migrated, migrate
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 users = typer.Typer(no_args_is_help=True, help="Users and their roles.")

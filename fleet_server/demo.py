@@ -19,12 +19,13 @@ from typing import Any, Final
 
 from fleet_server.auth import service as auth
 from fleet_server.clock import ClockState, system_now
-from fleet_server.database import Database, migrate
+from fleet_server.database import Database
 from fleet_server.devices.fleet import list_dispensers
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedError, EmbeddedPostgres
 from fleet_server.errors import InputError
 from fleet_server.jobs.store import write_clock
 from fleet_server.ledger.audit import audit
+from fleet_server.schema import migrate
 from fleet_server.seed import DEPOT, seed
 from fleet_server.server_process import ServerProcess, stop
 

@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 
 from fleet_server.auth import service as auth
 from fleet_server.clock import system_now
-from fleet_server.database import Database, copy_database, drop_database, migrate
+from fleet_server.database import Database
 from fleet_server.embedded import EmbeddedBroker, EmbeddedError, EmbeddedPostgres
 from fleet_server.errors import InputError
 from fleet_server.in_process import InProcessServer
+from fleet_server.schema import copy_database, drop_database, migrate
 from fleet_server.seed import DEPOT, rows_of, seed
 from fleet_server.server_process import ServerProcess
 

@@ -91,8 +91,8 @@ def template_database(postgres_url: str) -> Iterator[str]:
     """The name of a database that holds the schema and nothing else."""
     name = f"template_{secrets.token_hex(6)}"
     _administer(postgres_url, f"CREATE DATABASE {name}")
-    if importlib.util.find_spec("fleet_server.database"):
-        importlib.import_module("fleet_server.database").migrate(_with_database(postgres_url, name))
+    if importlib.util.find_spec("fleet_server.schema"):
+        importlib.import_module("fleet_server.schema").migrate(_with_database(postgres_url, name))
     yield name
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -15,9 +15,10 @@ from typing import Any, Final, Protocol
 
 from fleet_server.auth import service as auth
 from fleet_server.clock import system_now
-from fleet_server.database import Database, migrate
+from fleet_server.database import Database
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedPostgres
 from fleet_server.ledger.audit import AuditReport, audit
+from fleet_server.schema import migrate
 from fleet_server.seed import DEPOT, seed
 from tests.conftest import free_port
 

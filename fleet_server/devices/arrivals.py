@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_server.database import (
-    Connection,
-    Insert,
-    insert_together,
-    unnest_insert,
-)
+from fleet_server.bulk import Insert, insert_together, unnest_insert
+from fleet_server.database import Connection
 from fleet_server.devices.machines import Cursor, FactRow
 from fleet_server.devices.store import LAST_MS
 from protocol.messages import Vitals

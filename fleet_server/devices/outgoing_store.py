@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import func, select, text, update
 
-from fleet_server.database import Connection, unnest_insert
+from fleet_server.bulk import unnest_insert
+from fleet_server.database import Connection
 from fleet_server.devices.machines import Answer, Outgoing
 from fleet_server.devices.store import outgoing
 from protocol.topics import Channel

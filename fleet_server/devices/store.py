@@ -25,7 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from fleet_server.database import Connection, column, metadata, run
+from fleet_server.bulk import column, run
+from fleet_server.database import Connection, metadata
 from fleet_server.devices.machines import (
     Announcement,
     Cursor,

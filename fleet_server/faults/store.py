@@ -7,7 +7,8 @@ from typing import Literal
 
 from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, select, text, update
 
-from fleet_server.database import Connection, metadata, unnest_insert
+from fleet_server.bulk import unnest_insert
+from fleet_server.database import Connection, metadata
 from fleet_server.devices.store import MOMENT
 
 NO_SLOT = 0

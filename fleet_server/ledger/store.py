@@ -24,15 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
-from fleet_server.database import (
-    Connection,
-    Insert,
-    column,
-    insert_together,
-    metadata,
-    run,
-    unnest_insert,
-)
+from fleet_server.bulk import Insert, column, insert_together, run, unnest_insert
+from fleet_server.database import Connection, metadata
 from fleet_server.devices.store import MOMENT
 from fleet_server.ledger.fold import Anchor, SlotBook
 from fleet_server.ledger.lot_store import lots

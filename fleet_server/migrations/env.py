@@ -1,4 +1,4 @@
-"""Alembic's environment: the connection is handed in by `database.migrate`, never made here."""
+"""Alembic's environment: the connection is handed in by `schema.upgrade`, never made here."""
 
 from alembic import context
 

@@ -10,11 +10,12 @@ from typing import Final
 from sqlalchemy import text
 
 from fleet_server.clock import SystemClock
-from fleet_server.database import Database, migrate
+from fleet_server.database import Database
 from fleet_server.devices import fleet
 from fleet_server.embedded import EmbeddedPostgres
 from fleet_server.ingest.service import OBJECTS_BEFORE_COLLECTION
 from fleet_server.ingest.worker import Message, Worker
+from fleet_server.schema import migrate
 from protocol.messages import LotPacks, Refill
 from tests.benchmarks.served import cpu_seconds
 from tests.conftest import scratch_directory

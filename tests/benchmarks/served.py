@@ -12,10 +12,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fleet_server.database import Database, migrate
+from fleet_server.database import Database
 from fleet_server.devices import fleet
 from fleet_server.embedded import BrokerAddress, EmbeddedBroker, EmbeddedPostgres
 from fleet_server.ledger import lots
+from fleet_server.schema import migrate
 from protocol.codec import decode_ack
 from protocol.messages import DoorClosed, DoorOpened, LotPacks, Refill, SlotPlan
 from tests.benchmarks.bare_mqtt import BareClient

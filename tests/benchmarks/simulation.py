@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from fleet_server.database import migrate
 from fleet_server.embedded import EmbeddedPostgres
+from fleet_server.schema import migrate
 from tests.conftest import scratch_directory
 from tests.installation import Installation
 from tests.played import audited, played

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fleet_server.database import Database, Insert, column, insert_together, run
+from fleet_server.bulk import Insert, column, insert_together, run
+from fleet_server.database import Database
 
 COLUMNS: dict[str, list[Any]] = {
     "text": ["", "避孕套", None, "a'\"{},\\ \n", "x" * 100_000],

@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from fleet_server.database import migrate
+from fleet_server.schema import migrate
 
 PARTITIONED = ("facts", "movements", "vitals_history")
 OLD_ROWS = """

@@ -10,9 +10,10 @@ import pytest
 
 import fleet_server.app  # noqa: F401 - imports every feature's tables
 from fleet_server.clock import system_now
-from fleet_server.database import Database, DatabaseError, metadata, migrate
+from fleet_server.database import Database, DatabaseError, metadata
 from fleet_server.privileges import APPLICATION_ROLE, PRIVILEGES
 from fleet_server.recovery.backup import restore_backup, write_backup
+from fleet_server.schema import migrate
 from tests.conftest import scratch_directory
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine

@@ -13,7 +13,8 @@ from babel.messages.pofile import read_po
 from sqlalchemy import text
 
 import fleet_server.app  # noqa: F401 - imports every feature's tables
-from fleet_server.database import Database, metadata, migrate
+from fleet_server.database import Database, metadata
+from fleet_server.schema import migrate
 from fleet_server.web import i18n
 
 WEB = Path(i18n.__file__).parent

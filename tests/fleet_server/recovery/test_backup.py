@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from fleet_server.clock import system_now
-from fleet_server.database import Database, DatabaseError, known_revisions, migrate
+from fleet_server.database import Database, DatabaseError
 from fleet_server.embedded import EmbeddedPostgres
 from fleet_server.errors import ConflictError, InputError
 from fleet_server.ledger.audit import audit
 from fleet_server.recovery.backup import MANIFEST, restore_backup, write_backup
+from fleet_server.schema import known_revisions, migrate
 from tests.conftest import scratch_directory
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.recovery.databases import backed_up, empty_database, machine_of_the_day, put_back, table
