@@ -48,11 +48,11 @@ class MqttBridge:
                 f"--broker {parts.scheme}://{parts.hostname or ''}: expected mqtt://USER:PASSWORD@HOST:PORT"
             )
         self._where = (parts.hostname, port)
+        self._subscriptions = [every(channel) for channel in FROM_SERVER]
         self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
         self._published: list[tuple[str, bytes, int, bool]] = []
         self._up = threading.Event()
         self._refused: str | None = None
-        self.reconnects = 0
         self.told = 0
         self._client = Client(CallbackAPIVersion.VERSION2, clean_session=True)
         self._client.username_pw_set(parts.username, parts.password)
@@ -60,6 +60,7 @@ class MqttBridge:
         self._client.max_inflight_messages_set(2_000)
         self._client.on_socket_open = _without_delay
         self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
 
@@ -68,6 +69,7 @@ class MqttBridge:
         self._client.connect_async(*self._where, KEEPALIVE_S)
         self._client.loop_start()
         if not self._up.wait(patience_s):
+            self.stop()
             raise BridgeError(f"--broker {self._where[0]}:{self._where[1]}: {self._refused or 'nothing answers there'}")
 
     def stop(self) -> None:
@@ -109,9 +111,18 @@ class MqttBridge:
         if reason.is_failure:
             self._refused = f"the broker says {reason}"
             return
-        client.subscribe([(every(channel), 1) for channel in FROM_SERVER])
-        self.reconnects += 1
-        self._up.set()
+        client.subscribe([(pattern, 1) for pattern in self._subscriptions])
+
+    def _on_subscribe(self, client: Client, _data: Any, _mid: Any, reasons: Any, _properties: Any) -> None:
+        """A link on which no answer can come is none, but may be one next time: a broken one paho makes again by itself."""
+        if not any(reason.is_failure for reason in reasons):
+            self._up.set()
+            return
+        self._refused = f"the broker refused a subscription of {', '.join(self._subscriptions)}"
+        opened: Any = client.socket()
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
 
     def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
         self._up.clear()
@@ -141,6 +152,7 @@ class Listener(MqttBridge):
     def __init__(self, url: str, dispenser_id: str) -> None:
         super().__init__(url)
         self._dispenser_id = dispenser_id
+        self._subscriptions = [topic(dispenser_id, channel) for channel in FROM_DISPENSER]
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
 
     def publish(self, dispenser_id: str, channel: Channel, payload: bytes, qos: int, retain: bool) -> None:
@@ -158,13 +170,6 @@ class Listener(MqttBridge):
     def ask_for_retained(self) -> None:
         """Subscribe to `status` again: the broker then repeats what it retains."""
         self._client.subscribe(topic(self._dispenser_id, Channel.STATUS), 1)
-
-    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            self._refused = f"the broker says {reason}"
-            return
-        client.subscribe([(topic(self._dispenser_id, channel), 1) for channel in FROM_DISPENSER])
-        self._up.set()
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         channel = parse(message.topic).channel
