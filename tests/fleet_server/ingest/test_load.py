@@ -219,12 +219,13 @@ def useless(machine: Machine, throw: random.Random) -> bytes:
 @pytest.mark.parametrize("kind", ["useless", "facts"])
 def test_one_machine_that_floods_costs_each_transaction_no_more_than_its_share(database: Database, kind: str) -> None:
     """Fairness in transactions, not in seconds: of a flood only so much is read, and the others are answered in the same one."""
-    throw = random.Random(7)
+    seed = 7
+    throw = random.Random(seed)
     hostile, honest = Machine("HD-002"), Machine("HD-001").vend().vend()
     for _ in range(3 * FACTS_MAX if kind == "facts" else 100):
         hostile.vend()
     if kind == "useless":
-        payloads = [hostile.batch(1, 1), *(useless(hostile, throw) for _ in range(4_000))]
+        payloads = [useless(hostile, throw) for _ in range(4_000)]
     else:
         payloads = [hostile.batch(first, first + 99) for first in range(1, len(hostile.lines), 100)]
     flood = [Message("fleet/v1/HD-002/facts", payload) for payload in payloads]
@@ -233,7 +234,10 @@ def test_one_machine_that_floods_costs_each_transaction_no_more_than_its_share(d
         for n in range(500)
     ]
     flood += [Message("fleet/v1/HD-002/vitals", b"garbage")] * 500
-    throw.shuffle(flood[1:])
+    throw.shuffle(flood)
+    if kind == "facts":  # in their order, among the rest: out of it they would be as useless
+        in_order = iter(payloads)
+        flood = [m._replace(payload=next(in_order)) if m.topic.endswith("/facts") else m for m in flood]
     worker = Worker(database, FixedClock(NOW))
     with worker.begin() as work:
         answers = work.take([*flood, Message("fleet/v1/HD-001/facts", honest.batch())])
@@ -242,7 +246,8 @@ def test_one_machine_that_floods_costs_each_transaction_no_more_than_its_share(d
     assert [(ack.kind, ack.through_seq) for ack in acks] == [("ack", 2)]
     assert len(answers) <= 5  # at most one of each kind to the flood
     assert count(database, "SELECT count(*) FROM dead_letters") <= 2 * USELESS_MAX
-    assert count(database, "SELECT count(*) FROM facts WHERE dispenser_id = 'HD-002'") <= FACTS_MAX
+    facts = count(database, "SELECT count(*) FROM facts WHERE dispenser_id = 'HD-002'")
+    assert facts == FACTS_MAX if kind == "facts" else facts < len(hostile.lines), f"seed {seed}"
     # What was not read is still the machine's: it sends again, and loses nothing.
     while count(database, "SELECT count(*) FROM facts WHERE dispenser_id = 'HD-002'") < len(hostile.lines):
         through = count(database, "SELECT through_seq FROM streams WHERE dispenser_id = 'HD-002'")
