@@ -40,11 +40,11 @@ def watch_reports(connection: Connection, due_at: datetime) -> None:
     _set(connection, "COMM_RELIABILITY_LOW", found, due_at)
 
 
-def watch_stock(connection: Connection, plan_ids: list[str], due_at: datetime) -> None:
+def watch_stock(connection: Connection, plans: list[planning.MadePlan], due_at: datetime) -> None:
     """LOW_STOCK: a product of a machine that was ever loaded is below its minimum, as the day's plans saw it."""
     found: dict[str, str] = {}
-    for plan_id in plan_ids:
-        found |= planning.short_of(connection, plan_id)
+    for plan in plans:
+        found |= planning.short_of(plan)
     _set(connection, "LOW_STOCK", found, due_at)
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fleet_server.clock import LOCAL, days_before
 from fleet_server.database import Connection
@@ -23,8 +23,15 @@ LATE_DAYS: Final = 3.0
 """What a phone has not told after so long is no longer taken for loaded."""
 
 
-def make_plan(connection: Connection, depot_id: str, now: datetime) -> str:
-    """Make and keep a plan for today; supersedes one that is only proposed. Returns its id."""
+class MadePlan(NamedTuple):
+    """A plan that was just made, and what was known then."""
+
+    id: str
+    inputs: dict[str, Any]
+
+
+def make_plan(connection: Connection, depot_id: str, now: datetime) -> MadePlan:
+    """Make and keep a plan for today; supersedes one that is only proposed."""
     store.lock(connection)
     inputs = gather(connection, depot_id, now)
     day = now.astimezone(LOCAL).date()
@@ -35,7 +42,7 @@ def make_plan(connection: Connection, depot_id: str, now: datetime) -> str:
         "inputs": inputs, "result": planner.make(inputs),
     }  # fmt: skip
     store.write(connection, row)
-    return plan_id
+    return MadePlan(plan_id, inputs)
 
 
 def _of_epoch(epoch: int) -> str:
@@ -125,12 +132,11 @@ def get_plan(connection: Connection, plan_id: str) -> dict[str, Any]:
     return plan
 
 
-def short_of(connection: Connection, plan_id: str) -> dict[str, str]:
+def short_of(plan: MadePlan) -> dict[str, str]:
     """Return, for each machine that a plan found short of stock, the products in words."""
-    inputs = get_plan(connection, plan_id)["inputs"]
     return {
         dispenser_id: ", ".join(f"{r['product']}: {r['stock']} of at least {r['minimum']}" for r in reasons)
-        for dispenser_id, reasons in planner.short_of(inputs).items()
+        for dispenser_id, reasons in planner.short_of(plan.inputs).items()
     }
 
 

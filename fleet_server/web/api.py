@@ -220,8 +220,8 @@ def plans(connection: Transaction) -> m.PlanList:
 @router.post("/plans", tags=["plans"])
 def make_plan(person: SignedIn, connection: Transaction, now: Now) -> m.PlanItem:
     """Make a plan now."""
-    plan_id = planning.make_plan(connection, person.depot_id or DEPOT, now)
-    return _plan(connection, plan_id)
+    made = planning.make_plan(connection, person.depot_id or DEPOT, now)
+    return _plan(connection, made.id)
 
 
 @router.get("/plans/{plan_id}", tags=["plans"])

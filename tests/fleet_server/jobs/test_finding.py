@@ -5,7 +5,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from fleet_server.database import Database
 from fleet_server.faults.store import FaultChange, open_faults, record
@@ -106,6 +106,18 @@ def test_a_machine_below_its_minimum_is_told_with_the_days_plan_until_it_is_refi
     enter(database, *(operation("refill", "222222", step, slot=step + 1, lot="L1", packs=18) for step in (0, 1)))
     do(database, work.plan, NOW + DAY)
     assert "LOW_STOCK" not in codes(database)
+
+
+def test_low_stock_is_told_from_what_the_plan_knew_without_reading_a_plan_back(database: Database) -> None:
+    send(database, Machine().door("111111").vend())
+    enter(database, operation("refill", "111111", 0, lot="L1", packs=2))
+    said: list[str] = []
+    with database.begin() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *given: said.append(given[2]))
+        work.plan(connection, NOW)
+    assert "LOW_STOCK" in codes(database)
+    assert any(statement.startswith("INSERT INTO plans") for statement in said)
+    assert [statement for statement in said if "plans.inputs" in statement] == []
 
 
 def test_a_vend_that_nobody_saw_fall_is_open_until_the_slot_is_counted(database: Database) -> None:

@@ -195,7 +195,7 @@ def test_an_expired_lot_in_a_slot_opens_a_fault_that_its_removal_clears(database
 def test_any_past_plan_is_made_again_from_what_was_then_known(database: Database) -> None:
     send(database, Machine().door("111111").vend())
     with database.begin() as connection:
-        plan_id = planning.make_plan(connection, "HUANGDAO", NOW)
+        plan_id = planning.make_plan(connection, "HUANGDAO", NOW).id
         kept = planning.get_plan(connection, plan_id)["result"]
         connection.execute(text("UPDATE slots SET capacity = 1"))
         assert planning.replan(connection, plan_id) == kept

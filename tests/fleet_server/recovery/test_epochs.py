@@ -85,10 +85,10 @@ def test_versions_go_on_above_what_machines_may_have_applied_since_the_backup(
 def test_plans_of_a_new_epoch_have_names_that_no_lost_plan_had(database: Database, tmp_path: Path) -> None:
     path = backed_up(database, tmp_path)
     with database.begin() as connection:
-        lost = planning.make_plan(connection, "HUANGDAO", NOW)
+        lost = planning.make_plan(connection, "HUANGDAO", NOW).id
     put_back(database, path)
     with database.begin() as connection:
-        assert planning.make_plan(connection, "HUANGDAO", NOW) != lost
+        assert planning.make_plan(connection, "HUANGDAO", NOW).id != lost
 
 
 def test_nobody_is_online_or_signed_in_until_they_say_so(database: Database, tmp_path: Path) -> None:
