@@ -7,6 +7,7 @@ from datetime import date, datetime
 from typing import Any, Final, assert_never
 
 from device_agent import events as ev
+from device_agent.books import claimed
 from device_agent.config import ConfigMixin
 from device_agent.dispensing import BOARD_SEQUENCE_MAX, DispensingMixin
 from device_agent.doors import DoorMixin
@@ -29,9 +30,7 @@ from protocol.messages import (
     Board,
     ClockChanged,
     Count,
-    LotPacks,
     Refill,
-    SlotClaim,
     Started,
     Status,
     StockLevel,
@@ -41,8 +40,6 @@ from protocol.topics import Channel
 
 CLOCK_JUMP_MS: Final = 120_000
 DAY_MS: Final = 86_400_000
-CLAIMS_PER_FACT: Final = 12
-"""Slots in one stock_level fact: a dozen with several lots each stay well below the limit of 4 KiB."""
 
 
 class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
@@ -277,12 +274,8 @@ class Agent(StorageMixin, DispensingMixin, DoorMixin, OrdersMixin, ConfigMixin):
 
     def _tell_stock(self, at: Moment) -> None:
         self._stock_due_ms = None
-        claims = [
-            SlotClaim(slot=slot, queue=[LotPacks(lot=lot, packs=packs) for lot, packs in self.book(slot).queue])
-            for slot in sorted(self.plan.slots)
-        ]
-        for first in range(0, len(claims), CLAIMS_PER_FACT):
-            self._keep(StockLevel(**self._when(at), slots=claims[first : first + CLAIMS_PER_FACT]))
+        for claims in claimed((slot, self.book(slot)) for slot in sorted(self.plan.slots)):
+            self._keep(StockLevel(**self._when(at), slots=claims))
         self._stock_due(at)
 
     def _link_came_up(self, at: Moment) -> list[Effect]:

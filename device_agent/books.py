@@ -1,9 +1,15 @@
 """The server's book of the slots, with the machine's own later facts folded on top. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from device_agent.outbox import SlotBook
-from protocol.messages import TAKES_A_PACK, Books, Count, Fact, Refill, Vend
+from protocol.messages import TAKES_A_PACK, Books, Count, Fact, LotPacks, Refill, SlotClaim, Vend
+from protocol.versions import PACKS_MAX, QUEUE_LOTS_MAX
+
+CLAIMED_SLOTS_MAX: Final = 12
+CLAIMED_LOTS_MAX: Final = 60
+"""In one `stock_level`: with the longest names they stay below the 4 KiB of a fact."""
 
 
 def refold(books: Books, own: Mapping[int, SlotBook], later: Iterable[Fact]) -> dict[int, SlotBook]:
@@ -55,3 +61,22 @@ def _without(queue: list[tuple[str, int]], lot: str, packs: int) -> list[tuple[s
         if there > taken:
             left.append((name, there - taken))
     return left
+
+
+def claimed(books: Iterable[tuple[int, SlotBook]]) -> Iterator[list[SlotClaim]]:
+    """Yield what each `stock_level` says of these slots: adjacent packs of one lot once, and no more lots than one may name."""
+    claims: list[SlotClaim] = []
+    lots = 0
+    for slot, book in books:
+        runs: list[tuple[str, int]] = []
+        for lot, packs in book.queue:
+            before = runs.pop()[1] if runs and runs[-1][0] == lot else 0
+            runs.append((lot, min(before + packs, PACKS_MAX)))
+        queue = [LotPacks(lot=lot, packs=packs) for lot, packs in runs[:QUEUE_LOTS_MAX]]
+        if claims and (len(claims) == CLAIMED_SLOTS_MAX or lots + len(queue) > CLAIMED_LOTS_MAX):
+            yield claims
+            claims, lots = [], 0
+        claims.append(SlotClaim(slot=slot, queue=queue))
+        lots += len(queue)
+    if claims:
+        yield claims

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.topics import DISPENSER_ID_PATTERN
-from protocol.versions import STREAM_SEQ_MAX
+from protocol.versions import DESIRED_LOTS_MAX, PACKS_MAX, QUEUE_LOTS_MAX, STREAM_SEQ_MAX
 
 DispenserId = Annotated[str, Field(pattern=DISPENSER_ID_PATTERN)]
 StreamId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="random, made when an outbox is created")]
@@ -19,8 +19,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seq = Annotated[int, Field(ge=0, le=STREAM_SEQ_MAX)]
 FactSeq = Annotated[int, Field(ge=1, le=STREAM_SEQ_MAX)]
 Slot = Annotated[int, Field(ge=1, le=999)]
-Packs = Annotated[int, Field(ge=0, le=10_000)]
-SomePacks = Annotated[int, Field(ge=1, le=10_000)]
+Packs = Annotated[int, Field(ge=0, le=PACKS_MAX)]
+SomePacks = Annotated[int, Field(ge=1, le=PACKS_MAX)]
 ProductCode = Annotated[str, Field(pattern=r"^[A-Z0-9][A-Z0-9-]{0,19}$")]
 LotCode = Annotated[str, Field(pattern=r"^[!-~]{1,20}$", description="GS1 (10): 1 to 20 printable characters")]
 FaultCode = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{2,39}$")]
@@ -191,7 +191,7 @@ class SlotClaim(Message):
     """What the machine believes of one slot."""
 
     slot: Slot
-    queue: Annotated[list[LotPacks], Field(max_length=20)]
+    queue: Annotated[list[LotPacks], Field(max_length=QUEUE_LOTS_MAX)]
 
 
 class StockLevel(FactBase):
@@ -433,7 +433,7 @@ class Desired(Message):
     v: Literal[1] = 1
     version: Annotated[int, Field(ge=1)]
     planogram: Annotated[list[SlotPlan], Field(max_length=100)]
-    lots: Annotated[list[LotInfo], Field(max_length=300)]
+    lots: Annotated[list[LotInfo], Field(max_length=DESIRED_LOTS_MAX)]
     limits: Limits = Limits()
     opening_hours: OpeningHours = OpeningHours()
     agent_version: Annotated[str, Field(max_length=40)] | None = None

@@ -28,7 +28,9 @@ from protocol.messages import (
     Reboot,
     Refusal,
     SlotClaim,
+    SlotPlan,
     Started,
+    StockLevel,
     Unlock,
     Vend,
 )
@@ -364,6 +366,24 @@ def test_refolding_a_book_never_invents_a_pack(lots: list[int], outcomes: list[O
     folded = refold(books, {1: SlotBook()}, facts)[1]
     assert sum(packs for _, packs in folded.queue) == max(0, sum(lots) - taken)
     assert all(packs > 0 for _, packs in folded.queue)
+
+
+def test_a_coil_of_many_lots_is_claimed_in_facts_of_their_size(bench: Bench) -> None:
+    """What somebody fills in at the machine's own page is not bounded as a message is."""
+    plans = [SlotPlan(slot=slot, product="CONDOM-M", capacity=30) for slot in range(1, 13)]
+    bench.loaded(planogram=plans)
+    for slot in range(1, 13):
+        for n in range(25):
+            lot = LotPacks(lot=f"{'GOOD' if n % 2 else 'LATER'}-LONGEST-NAME-{n:03d}"[:20], packs=1)
+            bench.tell(ev.LocalRefill(slot, "CONDOM-M", (lot,)))
+    for packs in (9_000, 9_000):
+        bench.tell(ev.LocalCount(1, 0), ev.LocalRefill(1, "CONDOM-M", (LotPacks(lot="GOOD", packs=packs),)))
+    bench.tell(ev.LocalRefill(1, "CONDOM-M", (LotPacks(lot="GOOD", packs=9_000),)))
+    while not (claims := [fact for fact in bench.facts() if isinstance(fact, StockLevel)]):
+        bench.passes(3600).tick()
+    by_slot = {claim.slot: claim.queue for fact in claims for claim in fact.slots}
+    assert by_slot[1] == [LotPacks(lot="GOOD", packs=10_000)]
+    assert [len(by_slot[slot]) for slot in range(2, 13)] == [20] * 11
 
 
 def test_a_message_that_cannot_be_read_changes_nothing(bench: Bench) -> None:
