@@ -9,19 +9,24 @@ from itertools import chain
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
+import structlog
+
 from fleet_server.clock import Clock
 from fleet_server.database import Connection, Database
 from fleet_server.devices import arrivals, outgoing_store, store
-from fleet_server.devices.machines import Announcement
+from fleet_server.devices.machines import Announcement, Answer, Outgoing
 from fleet_server.ingest import metrics
 from fleet_server.ingest.apply import USELESS_MAX, Received, Transaction, stand
 from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
 from protocol.messages import Vitals
 from protocol.topics import Channel, TopicError, parse, topic
+from protocol.versions import MESSAGE_BYTES_MAX
 
 ANNOUNCEMENTS_MAX: Final = 8
 """Of one machine in one transaction: the last ones tell where it is."""
+
+log = structlog.get_logger()
 
 _parse = lru_cache(100_000)(parse)
 """A fleet has few topics, and each is read for every message."""
@@ -176,14 +181,30 @@ class Worker:
         with self._database.begin() as connection:
             if again:
                 outgoing_store.forget_sent(connection)
-            due = outgoing_store.due(connection, now)
-            composed = [
-                Outbound(
-                    topic(message.dispenser_id, message.channel),
-                    encode(compose(message, stream_id, session, since)),
-                    retain=message.channel is Channel.DESIRED,
-                )
-                for message, stream_id, session, since in due
-            ]
-            outgoing_store.mark_sent(connection, [(m.id, stream_id, session) for m, stream_id, session, _ in due], now)
+            composed: list[Outbound] = []
+            sent: list[tuple[int, str, int]] = []
+            impossible: list[Answer] = []
+            for message, stream_id, session, since in outgoing_store.due(connection, now):
+                try:
+                    composed.append(_outbound(message, stream_id, session, since))
+                except ValueError as error:
+                    # One that can never be sent must not hold up those of all other machines.
+                    log.warning("message cannot be sent", dispenser=message.dispenser_id, channel=message.channel)
+                    reason = f"cannot be sent: {error}"[:200]
+                    answer = (message.dispenser_id, message.channel, message.key, "refused", reason, now)
+                    impossible.append(Answer(*answer))
+                else:
+                    sent.append((message.id, stream_id, session))
+            outgoing_store.mark_sent(connection, sent, now)
+            outgoing_store.answer(connection, impossible)
         return composed
+
+
+def _outbound(message: Outgoing, stream_id: str, session: int, since: datetime) -> Outbound:
+    """Write a message for a machine's session; raises ValueError for one that no machine could read."""
+    payload = encode(compose(message, stream_id, session, since))
+    if len(payload) > MESSAGE_BYTES_MAX:
+        msg = f"{len(payload)} bytes: expected at most {MESSAGE_BYTES_MAX}"
+        raise ValueError(msg)
+    where = topic(message.dispenser_id, message.channel)
+    return Outbound(where, payload, retain=message.channel is Channel.DESIRED)

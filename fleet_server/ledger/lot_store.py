@@ -31,7 +31,7 @@ def write_lot(connection: Connection, product: str, lot: str, expires_on: date, 
 def read_lots(connection: Connection) -> list[tuple[str, str, date, str | None]]:
     """Return all lots: (product, lot, expires_on, blocked)."""
     query = select(lots.c.product, lots.c.lot, lots.c.expires_on, lots.c.blocked)
-    return [tuple(row) for row in connection.execute(query.order_by(lots.c.product, lots.c.expires_on))]
+    return [tuple(row) for row in connection.execute(query.order_by(lots.c.product, lots.c.expires_on, lots.c.lot))]
 
 
 def set_blocked(connection: Connection, product: str, lot: str, reason: str | None) -> bool:

@@ -200,6 +200,11 @@ def lock_depot(connection: Connection, depot_id: str) -> None:
     )
 
 
+def lock_desired(connection: Connection) -> None:
+    """Let one transaction at a time say what machines are to be told of lots and slots, until it ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('desired', 0))"))
+
+
 def read_balances(connection: Connection, account_prefix: str | None, limit: int) -> list[tuple[str, str, str, int]]:
     """Return balances that are not zero: (account, product, lot, units), by account."""
     query = select(balances).where(balances.c.units != 0)

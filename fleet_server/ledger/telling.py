@@ -1,16 +1,21 @@
 """Tells machines what the ledger knows: their desired state with its lots, and the books of their slots."""
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, timedelta
 from typing import Any
 
+from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
 from fleet_server.devices import outgoing, outgoing_store
 from fleet_server.devices.store import cursors, list_dispensers, planogram
 from fleet_server.ledger import lot_store, store
-from fleet_server.ledger.fold import SlotBook
+from fleet_server.ledger.fold import Run, SlotBook
 from protocol.messages import Limits, OpeningHours
 from protocol.topics import Channel
+from protocol.versions import DESIRED_LOTS_MAX, PACKS_MAX, QUEUE_LOTS_MAX
+
+LotRow = tuple[str, str, date, str | None]
+"""(product, lot, expires_on, blocked)."""
 
 FORGOTTEN_AFTER = timedelta(days=400)
 """A lot that expired so long ago is in no machine; naming it would only fill the message."""
@@ -19,7 +24,11 @@ FORGOTTEN_AFTER = timedelta(days=400)
 def tell_desired(
     connection: Connection, dispenser_ids: Sequence[str] | None, now: datetime, *, again: bool = False
 ) -> list[str]:
-    """Tell machines their desired state where it has changed, or `again` whatever they know; returns those told."""
+    """Tell machines their desired state where it has changed, or `again` whatever they know; returns those told.
+
+    One transaction at a time, until it ends: of two that each block a lot, the second must see what the first has blocked.
+    """
+    store.lock_desired(connection)
     plans = planogram(connection, dispenser_ids)
     lots = [lot for lot in lot_store.read_lots(connection) if lot[2] > (now - FORGOTTEN_AFTER).date()]
     latest = outgoing_store.latest_payloads(connection, list(plans), Channel.DESIRED)
@@ -28,13 +37,12 @@ def tell_desired(
         plan = plans.get(dispenser.id)
         if plan is None:
             continue
-        products = {slot.product for slot in plan}
+        named = _named(connection, dispenser.id, {slot.product for slot in plan}, lots, now)
         payload: dict[str, Any] = {
             "planogram": [slot.model_dump() for slot in plan],
             "lots": [
                 {"product": product, "lot": lot, "expires_on": expires_on.isoformat(), "blocked": blocked is not None}
-                for product, lot, expires_on, blocked in lots
-                if product in products
+                for product, lot, expires_on, blocked in named
             ],
             "limits": Limits().model_dump(),
             "opening_hours": OpeningHours(
@@ -46,6 +54,37 @@ def tell_desired(
             told[dispenser.id] = payload
     outgoing.tell(connection, Channel.DESIRED, told, now)
     return list(told)
+
+
+def _named(
+    connection: Connection, dispenser_id: str, products: set[str], lots: Iterable[LotRow], now: datetime
+) -> list[LotRow]:
+    """Return the lots that a machine is told of. It gives none that it does not know: those that it may give come first.
+
+    Where there are more than a message has room for, what lies in its slots comes before what may be loaded next.
+    """
+    named = [lot for lot in lots if lot[0] in products]
+    if len(named) <= DESIRED_LOTS_MAX:
+        return named
+    books = store.read_books(connection, dispenser_ids=[dispenser_id])
+    held = {(run.product, run.lot) for book, _ in books.values() for run in book.queue}
+    today = now.astimezone(LOCAL).date()
+
+    def rank(lot: LotRow) -> tuple[bool, bool, int]:
+        product, name, expires_on, blocked = lot
+        return (blocked is not None or expires_on <= today, (product, name) not in held, -expires_on.toordinal())
+
+    kept = set(sorted(named, key=rank)[:DESIRED_LOTS_MAX])
+    return [lot for lot in named if lot in kept]
+
+
+def _claimed(queue: Iterable[Run]) -> list[dict[str, Any]]:
+    """Return a coil as machines read it; lots behind QUEUE_LOTS_MAX others are not named, and so not given before the next visit."""
+    claimed: list[tuple[str, int]] = []
+    for run in queue:
+        before = claimed.pop()[1] if claimed and claimed[-1][0] == run.lot else 0
+        claimed.append((run.lot, min(before + run.packs, PACKS_MAX)))
+    return [{"lot": lot, "packs": packs} for lot, packs in claimed[:QUEUE_LOTS_MAX]]
 
 
 def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: datetime) -> None:
@@ -67,7 +106,6 @@ def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: dateti
         claims = []
         for slot in sorted(planned | stocked.get(dispenser_id, set())):
             book, _ = books.get((dispenser_id, slot)) or (SlotBook(dispenser_id, slot), None)
-            queue = [{"lot": run.lot, "packs": run.packs} for run in book.queue]
-            claims.append({"slot": slot, "queue": queue})
+            claims.append({"slot": slot, "queue": _claimed(book.queue)})
         told[dispenser_id] = {"stream_id": cursor.stream_id, "as_of_seq": cursor.through_seq, "slots": claims}
     outgoing.tell(connection, Channel.BOOKS, told, now)
