@@ -1,9 +1,10 @@
-"""The command `dispenser-fleet`."""
+"""Keeps unattended, free contraceptive dispensers useful: server, backup and restore, demo, simulation. See docs/operating.md."""
 
 import getpass
 import json
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,9 +15,9 @@ import typer
 
 from fleet_server import settings as st
 from fleet_server.clock import system_now
-from fleet_server.database import Database, DatabaseUnavailableError
+from fleet_server.database import Connection, Database, DatabaseError, DatabaseUnavailableError, is_starting, refusal
 from fleet_server.errors import InputError
-from fleet_server.schema import SchemaError, is_migrated, migrate
+from fleet_server.schema import SchemaError, check_migrated, is_migrated, migrate
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 users = typer.Typer(no_args_is_help=True, help="Users and their roles.")
@@ -24,6 +25,9 @@ cli.add_typer(users, name="user")
 
 Config = Annotated[Path | None, typer.Option(help="TOML file; environment variables DISPENSER_FLEET_* win over it")]
 BAD_INPUT = 2
+STARTING_S_MAX = 60
+"""So long `serve` waits for a PostgreSQL that is there and lets nobody in yet; then its supervisor starts it again."""
+EPOCH_MAX = 10_000_000_000
 
 
 @contextmanager
@@ -33,6 +37,9 @@ def told() -> Iterator[None]:
         yield
     except (InputError, DatabaseUnavailableError, SchemaError) as error:
         print(f"dispenser-fleet: {error}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
+    except DatabaseError as error:
+        print(f"dispenser-fleet: {refusal(error)}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
 
 
@@ -44,6 +51,7 @@ def serve(
     port: Annotated[int | None, typer.Option()] = None,
 ) -> None:
     """Run one server process."""
+    import structlog
     import uvicorn
 
     from fleet_server import logs
@@ -53,12 +61,27 @@ def serve(
         chosen = None if roles is None else tuple(roles.split(","))
         settings = st.load(config, roles=chosen, host=host, port=port)
         logs.configure()
+        _await_start(settings.database_url)
         _prepare_schema(settings)
         _warn_of_rights(settings)
         listening = _listen(settings.host, settings.port)
         app = create_app(settings)
+    structlog.get_logger().info("serving", host=settings.host, port=settings.port, roles=list(settings.roles))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
     server.run(sockets=[listening])
+
+
+def _await_start(database_url: str) -> None:
+    """Wait, not for ever, while PostgreSQL starts or recovers from a crash."""
+    import structlog
+
+    deadline = time.monotonic() + STARTING_S_MAX
+    if is_starting(database_url):
+        structlog.get_logger().warning(
+            "waiting for PostgreSQL, which is starting or recovering", seconds_max=STARTING_S_MAX
+        )
+    while is_starting(database_url) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -94,6 +117,12 @@ def _prepare_schema(settings: st.Settings) -> None:
         migrate(settings.migration_url or settings.database_url)
 
 
+def _database_of(settings: st.Settings, *, patient: bool = False) -> Database:
+    """The database, which has the schema of this version."""
+    check_migrated(settings.database_url)
+    return Database(settings.database_url, patient=patient)
+
+
 def _warn_of_rights(settings: st.Settings) -> None:
     import structlog
 
@@ -125,8 +154,7 @@ def audit(
 
     with told():
         # It may sum years in one statement.
-        database = Database(st.load(config).database_url, patient=True)
-        database.check()
+        database = _database_of(st.load(config), patient=True)
         with database.begin() as connection:
             report = recompute(connection)
     if as_json:
@@ -162,7 +190,7 @@ def restore(
     config: Config = None,
     replace: Annotated[bool, typer.Option("--replace", help="drop what the database holds")] = False,
     epoch_after: Annotated[
-        int, typer.Option(help="begin an epoch above this one, should the clock have been wrong")
+        int, typer.Option(min=0, max=EPOCH_MAX, help="begin an epoch above this one, should the clock have been wrong")
     ] = 0,
 ) -> None:
     """Put a backup into an empty database and begin a new epoch, in which machines and phones send again."""
@@ -182,7 +210,7 @@ def restore(
 @cli.command("new-epoch")
 def new_epoch(
     config: Config = None,
-    epoch_after: Annotated[int, typer.Option(help="begin an epoch above this one")] = 0,
+    epoch_after: Annotated[int, typer.Option(min=0, max=EPOCH_MAX, help="begin an epoch above this one")] = 0,
 ) -> None:
     """Begin a new epoch, after the database was put back to an earlier state by other means than `restore`."""
     from fleet_server.recovery.backup import refuse_if_in_use
@@ -209,8 +237,7 @@ def rebuild(
     from fleet_server.recovery.rebuild import rebuild as make_anew
 
     with told():
-        database = Database(st.load(config).database_url, patient=True)
-        database.check()
+        database = _database_of(st.load(config), patient=True)
         now = clock_of(database).now()
         with database.begin() as connection:
             found = make_anew(connection, now, correct=correct)
@@ -229,11 +256,8 @@ def losses(
     """List what could not come back after a restore: lost facts, visits without entries, orders and states not known here."""
     from fleet_server.recovery.losses import losses as look
 
-    with told():
-        database = Database(st.load(config).database_url)
-        database.check()
-        with database.begin() as connection:
-            found = look(connection)
+    with told(), _database_of(st.load(config)).begin() as connection:
+        found = look(connection)
     if as_json:
         print(json.dumps([asdict(loss) for loss in found]))
         return
@@ -253,10 +277,22 @@ def add_user(
     from fleet_server.auth import service
 
     with told():
-        url = st.load(config).database_url
+        database = _database_of(st.load(config))
         password = getpass.getpass("password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-        with Database(url).begin() as connection:
+        with database.begin() as connection:
+            if depot is not None:
+                _check_depot(connection, depot)
             service.add_user(connection, name, role, password, system_now(), depot)
+    print(f"{name} can sign in as {role}")
+
+
+def _check_depot(connection: Connection, depot: str) -> None:
+    from fleet_server.devices.fleet import list_dispensers
+
+    known = sorted({dispenser.depot_id for dispenser in list_dispensers(connection)})
+    if depot not in known:
+        expected = f"one of {', '.join(known)}" if known else "that of a machine; register machines first"
+        raise InputError("depot", depot, expected)
 
 
 @cli.command()

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+from psycopg.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
+from psycopg.pq import PGconn, Ping
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 
@@ -16,7 +18,9 @@ __all__ = [
     "DatabaseUnavailableError",
     "driver_url",
     "is_disconnect",
+    "is_starting",
     "metadata",
+    "refusal",
     "unavailable",
 ]
 
@@ -126,7 +130,35 @@ def driver_url(url: str) -> str:
     return f"postgresql+psycopg://{rest}" if scheme in {"postgres", "postgresql"} else url
 
 
+def is_starting(url: str) -> bool:
+    """Tell whether a PostgreSQL is there that lets nobody in yet: it starts, recovers from a crash, or is about to end."""
+    return PGconn.ping(_plain(url).encode()) == Ping.REJECT
+
+
 def unavailable(engine: Engine, error: DBAPIError) -> str:
-    """Tell, without its password, which address does not answer, and why."""
-    address = engine.url.render_as_string(hide_password=True)
-    return f"database_url = {address}: no PostgreSQL answers there ({str(error.orig).strip().splitlines()[0]})"
+    """Tell, without its password, which address does not let us in, and why."""
+    address = _plain(engine.url.render_as_string(hide_password=True))
+    return f"database_url = {address}: expected a PostgreSQL that lets us in ({_first_line(error)})"
+
+
+def refusal(error: DBAPIError) -> str:
+    """Tell in one line why the database refused a command, and what to do."""
+    reason = _first_line(error)
+    match error.orig:
+        case UndefinedTable() | UndefinedColumn():
+            return f"database: expected the schema of this version; run `dispenser-fleet migrate` ({reason})"
+        case InsufficientPrivilege():
+            return f"database login: expected the owner of the tables, in migration_url ({reason})"
+        case _ if is_disconnect(error):
+            return f"database: it went away meanwhile, and nothing was changed; run the command again ({reason})"
+        case _:
+            return f"database: it refused this, and nothing was changed ({reason})"
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0]
+
+
+def _plain(url: str) -> str:
+    """A URL as people and libpq write it."""
+    return url.replace("postgresql+psycopg://", "postgresql://", 1)

@@ -40,6 +40,12 @@ def is_migrated(url: str) -> bool:
         return _is_newest(connection)
 
 
+def check_migrated(url: str) -> None:
+    """Raise SchemaError unless the schema is the one that this version of the server needs."""
+    if not is_migrated(url):
+        raise SchemaError("database: expected the schema of this version; run `dispenser-fleet migrate`")
+
+
 @contextmanager
 def _as_owner(url: str) -> Iterator[Connection]:
     engine = create_engine(driver_url(url), connect_args={"connect_timeout": 5})
@@ -52,7 +58,7 @@ def _as_owner(url: str) -> Iterator[Connection]:
         if not isinstance(error.orig, InsufficientPrivilege):
             raise
         reason = str(error.orig).strip().splitlines()[0]
-        address = engine.url.render_as_string(hide_password=True)
+        address = engine.url.render_as_string(hide_password=True).replace("+psycopg", "", 1)
         raise SchemaError(f"migration_url = {address}: expected the owner of the tables ({reason})") from None
     finally:
         engine.dispose()

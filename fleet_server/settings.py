@@ -1,13 +1,15 @@
 """What an installation is told: environment variables DISPENSER_FLEET_*, or a TOML file. Nothing is read at import."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from fleet_server.errors import InputError
 
+DATABASE_URL = r"postgres(ql)?://([^/@]*@)?(\[[^\]]*\]|[^/@:]*)(:\d+)?/.+"
 Role = Literal["web", "ingest", "jobs"]
 
 
@@ -36,6 +38,14 @@ class Settings(BaseSettings):
     vitals_kept_days: int = Field(default=90, ge=2, le=3_650)
     dead_letters_kept_days: int = Field(default=90, ge=2, le=3_650)
     language: Literal["zh", "en"] = "zh"
+
+    @field_validator("database_url", "migration_url")
+    @classmethod
+    def names_a_database(cls, url: str | None) -> str | None:
+        """Refuse what can be no address of a PostgreSQL."""
+        if url is not None and not re.fullmatch(DATABASE_URL, url):
+            raise ValueError("postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        return url
 
     @classmethod
     def settings_customise_sources(
@@ -77,6 +87,14 @@ def load(config: Path | None = None, **given: Any) -> Settings:
         field = ".".join(str(part) for part in first["loc"])
         secret = "password" in field or "url" in field
         value = None if first["type"] == "missing" else ("(not shown)" if secret else first.get("input"))
-        raise InputError(field, value, first["msg"][0].lower() + first["msg"][1:]) from None
+        raise InputError(field, value, _expected(field, first["type"], first["msg"])) from None
     except ValueError as error:  # TOML that is none
         raise InputError("config", str(config), f"valid TOML ({error})") from None
+
+
+def _expected(field: str, kind: str, message: str) -> str:
+    """What pydantic says, as what was expected."""
+    if kind == "missing":
+        return f"a value: set DISPENSER_FLEET_{field.upper()}, or name it in the file given with --config"
+    text = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return text[0].lower() + text[1:]

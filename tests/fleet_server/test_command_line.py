@@ -14,6 +14,7 @@ from sqlalchemy import text
 from fleet_server.database import Database
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine
+from tests.fleet_server.recovery.databases import backed_up, empty_database
 
 NOWHERE = "postgresql://nobody:not-a-secret@127.0.0.1:9/none"
 
@@ -37,7 +38,18 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("command", [["serve"], ["audit"], ["migrate"], ["seed"]])
+COMMANDS = [
+    ["serve"],
+    ["audit"],
+    ["migrate"],
+    ["seed"],
+    ["rebuild"],
+    ["losses"],
+    ["user", "add", "lin", "--role", "viewer"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_database_that_is_not_there_is_named_without_its_password(command: list[str]) -> None:
     said = refused(run(*command, url=NOWHERE))
     assert "127.0.0.1:9" in said
@@ -45,7 +57,46 @@ def test_a_database_that_is_not_there_is_named_without_its_password(command: lis
 
 
 def test_without_any_configuration_the_missing_field_is_named() -> None:
-    assert "database_url" in refused(run("audit"))
+    assert "DISPENSER_FLEET_DATABASE_URL" in refused(run("audit"))
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://localhost/fleet", "postgresql://localhost:port/fleet"])
+def test_what_is_no_address_of_a_database_is_refused_without_being_shown(url: str) -> None:
+    said = refused(run("audit", url=url))
+    assert "postgresql://USER:PASSWORD@HOST:PORT/DATABASE" in said
+    assert url not in said
+
+
+@pytest.mark.parametrize("command", [["audit"], ["rebuild"], ["losses"], ["user", "add", "lin", "--role", "viewer"]])
+def test_a_database_without_our_schema_is_to_be_migrated(postgres_url: str, command: list[str]) -> None:
+    with empty_database(postgres_url) as url:
+        assert "dispenser-fleet migrate" in refused(run(*command, url=url, stdin="long-enough-words\n"))
+
+
+def test_only_the_owner_of_the_tables_restores(database: Database, database_url: str, tmp_path: Path) -> None:
+    send(database, Machine().door("111111").vend())
+    backup = backed_up(database, tmp_path)
+    database.close()
+    said = refused(run("restore", str(backup), "--replace", url=database_url))
+    assert "migration_url" in said
+
+
+def test_a_depot_without_machines_is_no_depot(database: Database, database_url: str) -> None:
+    database.close()
+    said = refused(
+        run(
+            "user",
+            "add",
+            "lin",
+            "--role",
+            "restocker",
+            "--depot",
+            "NOWHERE",
+            url=database_url,
+            stdin="long-enough-words\n",
+        )
+    )
+    assert "HUANGDAO" in said
 
 
 @pytest.mark.parametrize(
