@@ -115,6 +115,8 @@ class Demo:
                 return self._report(database_url)
             if is_new:
                 postgres = self._made_durable(postgres, broker)
+                # Its connections ended with the PostgreSQL of before: it notices at the first question.
+                self._server.await_ready()
             return self._live(address)
         finally:
             if self._server is not None:
@@ -276,6 +278,10 @@ class Demo:
     def _post(self, path: str, body: dict[str, Any], token: str | None) -> dict[str, Any]:
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
         request = urllib.request.Request(f"{self._url}/api/v1{path}", json.dumps(body).encode(), headers)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own address
-            value: dict[str, Any] = json.load(answer)
-            return value
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own address
+                value: dict[str, Any] = json.load(answer)
+                return value
+        except OSError as error:
+            log = self._directory / "server.log"
+            raise InputError("server", f"{self._url}{path}: {error}", f"an answer; see {log}") from None
