@@ -8,7 +8,13 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from protocol.messages import AckMessage, BatchHeader, Books, Desired, Fact, Order, Status, Vitals
-from protocol.versions import BATCH_BYTES_MAX, BATCH_FACTS_MAX, FACT_BYTES_MAX, MESSAGE_BYTES_MAX
+from protocol.versions import (
+    BATCH_BYTES_MAX,
+    BATCH_FACTS_MAX,
+    FACT_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    STREAM_SEQ_MAX,
+)
 
 HEADER_BYTES_MAX: Final = 304
 """Above the longest header of version 1: every id and number at its longest."""
@@ -122,6 +128,9 @@ def decode_batch(payload: bytes) -> Batch:
         raise FramingError(msg) from None
     if not 1 <= len(lines) <= BATCH_FACTS_MAX:
         msg = f"batch of {len(lines)} facts: expected 1 to {BATCH_FACTS_MAX}"
+        raise FramingError(msg)
+    if len(lines) > STREAM_SEQ_MAX - header.first_seq + 1:
+        msg = f"batch of {len(lines)} facts from {header.first_seq}: expected none above {STREAM_SEQ_MAX}"
         raise FramingError(msg)
     for place, line in enumerate(lines):
         if not 1 <= len(line) <= FACT_BYTES_MAX:

@@ -307,6 +307,21 @@ def cursors(connection: Connection, dispenser_ids: Sequence[str]) -> list[Cursor
     return [Cursor(*row) for row in run(connection, query, [column("text", dispenser_ids)])]
 
 
+def recent_cursors(connection: Connection, dispenser_ids: Sequence[str], streams_max: int) -> list[Cursor]:
+    """Return the cursors of the newest streams of these machines, oldest stream first: a machine may have begun any number."""
+    query = f"""
+        SELECT {", ".join(f"s.{name}" for name in Cursor._fields)} FROM unnest(%b) AS ids(id) CROSS JOIN LATERAL (
+            SELECT * FROM streams WHERE dispenser_id = ids.id ORDER BY stream_no DESC LIMIT {streams_max:d}) AS s
+        ORDER BY s.dispenser_id, s.stream_no"""  # noqa: S608 - names of ours
+    return [Cursor(*row) for row in run(connection, query, [column("text", dispenser_ids)])]
+
+
+def cursor_of(connection: Connection, dispenser_id: str, stream_id: str) -> Cursor | None:
+    """Return the cursor of one stream, if there is such a stream."""
+    query = f"SELECT {', '.join(Cursor._fields)} FROM streams WHERE dispenser_id = %s AND stream_id = %s"  # noqa: S608 - names of ours
+    return next((Cursor(*row) for row in run(connection, query, [dispenser_id, stream_id])), None)
+
+
 def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
     """Lock these machines' streams and stock until the transaction ends, in sorted order; returns those that exist.
 
@@ -318,9 +333,8 @@ def lock(connection: Connection, dispenser_ids: Iterable[str]) -> set[str]:
 
 def server_epoch(connection: Connection) -> int:
     """Return the epoch of this server: 1 until a restore from a backup begins another."""
-    query = text("INSERT INTO server_state (key, value) VALUES ('epoch', '1') ON CONFLICT DO NOTHING")
-    connection.execute(query)
-    return int(connection.execute(text("SELECT value FROM server_state WHERE key = 'epoch'")).scalar_one())
+    found = run(connection, "SELECT value FROM server_state WHERE key = 'epoch'")
+    return int(found[0][0]) if found else 1
 
 
 # ---------------------------------------------------------------- writing

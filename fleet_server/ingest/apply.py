@@ -25,7 +25,9 @@ STREAM_FORKED = "STREAM_FORKED"
 STREAM_GAP = "STREAM_GAP"
 NEW_STREAM_LIVES_S = 86_400
 USELESS_MAX = 16
-"""Messages of one machine in one `take` that bring nothing new; an honest one has four on their way."""
+"""Messages of one machine in one `take` that bring nothing new, or another stream; an honest one has four on their way."""
+RECENT_STREAMS = 4
+"""Of each machine so many are read at once; one that speaks of an older stream is looked up."""
 FACTS_MAX = 2_000
 """Facts of one machine in one `take`. What is beyond either is not read: the machine sends it again, and the others go on."""
 LINES_AHEAD = 100
@@ -112,7 +114,7 @@ class Transaction:
             return
         registered = store.lock(self._connection, new)
         self._known |= {dispenser_id: dispenser_id in registered for dispenser_id in new}
-        for cursor in store.cursors(self._connection, sorted(registered)) if registered else []:
+        for cursor in store.recent_cursors(self._connection, sorted(registered), RECENT_STREAMS) if registered else []:
             self._streams[cursor.dispenser_id, cursor.stream_id] = cursor
             self._newest[cursor.dispenser_id] = cursor.stream_id
 
@@ -123,11 +125,11 @@ class Transaction:
             if useless >= USELESS_MAX or useful >= FACTS_MAX:
                 self.tally.dropped += len(messages) - place
                 return
-            before = self.tally.facts
+            before, stream = self.tally.facts, self._newest.get(message.dispenser_id)
             self._read_message(message, now)
             new = self.tally.facts - before
             useful += new
-            useless += not new
+            useless += not new or self._newest.get(message.dispenser_id) != stream
 
     def _read_message(self, message: Received, now: datetime) -> None:
         try:
@@ -157,9 +159,13 @@ class Transaction:
 
     def _apply_batch(self, batch: Batch, now: datetime) -> None:
         header = batch.header
-        cursor = self._streams.get((header.dispenser_id, header.stream_id)) or self._new_stream(batch)
+        cursor = self._cursor(header.dispenser_id, header.stream_id) or self._new_stream(batch)
         key = (cursor.dispenser_id, cursor.stream_no)
         if header.oldest and header.first_seq > cursor.through_seq + 1:
+            if self._is_back(cursor, batch.lines):
+                self._fork(cursor, header.first_seq, batch.lines, now)
+                self._answers.add(Fork, cursor, header.sent_at_ms)
+                return
             cursor = self._go_on_after_gap(cursor, batch, now)
         match judge(batch, cursor, lambda first, last: self._stored(cursor, first, last)):
             case Applies(first_seq, lines, _) if lines and self._is_back(cursor, lines):
@@ -182,6 +188,19 @@ class Transaction:
             case Forked(first_seq, lines):
                 self._fork(cursor, first_seq, lines, now)
                 self._answers.add(Fork, cursor, header.sent_at_ms)
+
+    def _cursor(self, dispenser_id: str, stream_id: str) -> Cursor | None:
+        key = (dispenser_id, stream_id)
+        newest = self._newest.get(dispenser_id)
+        if (
+            key not in self._streams
+            and newest is not None
+            and self._streams[dispenser_id, newest].stream_no > RECENT_STREAMS
+        ):
+            found = store.cursor_of(self._connection, dispenser_id, stream_id)
+            if found is not None:
+                self._streams[key] = found
+        return self._streams.get(key)
 
     def _is_back(self, cursor: Cursor, lines: Sequence[bytes]) -> bool:
         """Tell whether a machine lives again on a stream that another has followed: an old card was put back.
@@ -344,11 +363,12 @@ def _is_later(line: bytes, than: datetime | None) -> bool:
 
 def stand(connection: Connection, streams: Sequence[tuple[str, str]], now: datetime, epoch: int) -> list[Reply]:
     """Say where we stand in streams, (dispenser_id, stream_id), unasked: in a new epoch that makes machines send again."""
-    known = store.cursors(connection, sorted({dispenser_id for dispenser_id, _ in streams}))
+    known = store.recent_cursors(connection, sorted({dispenser_id for dispenser_id, _ in streams}), RECENT_STREAMS)
     cursors = {(cursor.dispenser_id, cursor.stream_id): cursor for cursor in known}
     answers = Answers()
     for place in streams:
-        answers.add(Ack, cursors.get(place) or Cursor(place[0], 0, place[1], 0, first_digest(*place)), None)
+        cursor = cursors.get(place) or store.cursor_of(connection, *place)
+        answers.add(Ack, cursor or Cursor(place[0], 0, place[1], 0, first_digest(*place)), None)
     return answers.replies(epoch, now)
 
 

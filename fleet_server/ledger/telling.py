@@ -7,7 +7,7 @@ from typing import Any
 from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
 from fleet_server.devices import outgoing, outgoing_store
-from fleet_server.devices.store import cursors, list_dispensers, planogram
+from fleet_server.devices.store import list_dispensers, planogram, recent_cursors
 from fleet_server.ledger import lot_store, store
 from fleet_server.ledger.fold import Run, SlotBook
 from protocol.messages import Limits, OpeningHours
@@ -94,7 +94,7 @@ def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: dateti
     """
     if not dispenser_ids:
         return
-    newest = {cursor.dispenser_id: cursor for cursor in cursors(connection, dispenser_ids)}
+    newest = {cursor.dispenser_id: cursor for cursor in recent_cursors(connection, dispenser_ids, 1)}
     plans = planogram(connection, dispenser_ids)
     books = store.read_books(connection, dispenser_ids=dispenser_ids)
     stocked: dict[str, set[int]] = {}

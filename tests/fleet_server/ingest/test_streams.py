@@ -90,6 +90,7 @@ def test_a_stream_that_does_not_begin_with_its_first_fact_leaves_nothing_behind(
     [
         (lambda b: b[:0], "batch header"),
         (lambda b: b"\xff\xfe" + b, "batch header"),
+        (lambda b: b.replace(b'"first_seq":1', b'"first_seq":9223372036854775807', 1), "expected none above"),
         (lambda b: b.replace(b'"v":1', b'"v":9', 1), "v = 9"),
         (lambda b: b.replace(b'"first_seq":1', b'"first_seq":0', 1), "first_seq = 0"),
         (lambda b: b.partition(b"\n")[0], "batch of 0 facts: expected 1 to 100"),
@@ -196,6 +197,34 @@ def test_an_old_card_that_goes_on_where_it_was_copied_forks_too_once_another_str
     with database.begin() as connection:
         orders = connection.execute(text("SELECT payload->>'kind' FROM outgoing WHERE channel = 'orders'")).scalars()
         assert list(orders) == ["new_stream"]
+
+
+def test_an_old_card_that_goes_on_after_a_hole_is_a_fork_and_leaves_no_hole(database: Database) -> None:
+    """A hole that was noted and then not passed made the audit differ, and every later word of the card a dead letter."""
+    old, new = vend(Machine(), 0), vend(Machine(), 1)
+    answer(database, old)
+    answer(database, new)
+    for hour in range(2, 6):
+        vend(old, hour)
+    for _ in range(2):
+        assert isinstance(send_bytes(database, "HD-001", old.batch(4, oldest=True))[0].message, Fork)
+    assert (rows(database, "stream_gaps"), rows(database, "forked_facts")) == (0, 2)
+    with database.begin() as connection:
+        assert audit(connection).differences == []
+
+
+def test_a_machine_that_begins_streams_without_end_is_heard_up_to_a_limit_and_its_first_stream_is_still_known(
+    database: Database,
+) -> None:
+    first = Machine().vend()
+    answer(database, first)
+    others = [Machine().vend() for _ in range(3 * USELESS_MAX)]
+    received = [Received("fleet/v1/HD-001/facts", "HD-001", other.batch()) for other in others]
+    with database.begin() as connection:
+        _, tally = apply(connection, received, NOW, 1)
+    assert (tally.facts, tally.dropped) == (USELESS_MAX, 2 * USELESS_MAX)
+    assert answer(database, first) == answer(database, first)
+    assert rows(database, "streams") == 1 + USELESS_MAX
 
 
 def test_a_forked_card_that_counts_its_sessions_from_an_old_number_still_gets_its_order(database: Database) -> None:
