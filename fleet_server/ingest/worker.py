@@ -153,14 +153,17 @@ class Worker:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database, self._clock = database, clock
-        self._epoch: int | None = None
 
     def begin(self) -> Work:
         """Open a transaction that may take messages many times before it commits; it is closed by a `with` block."""
-        if self._epoch is None:
-            with self._database.begin() as connection:
-                self._epoch = store.server_epoch(connection)
-        return Work(self._database.open(), self._clock.now, self._epoch)
+        connection = self._database.open()
+        try:
+            # Each time: a database that was away may have been restored meanwhile, and to an older epoch no machine listens.
+            epoch = store.server_epoch(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return Work(connection, self._clock.now, epoch)
 
     def commit(self, messages: Sequence[Arrived]) -> Committed:
         """Apply messages in one transaction, in the order of their arrival; the answers are true once this returns."""

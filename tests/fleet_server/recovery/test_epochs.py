@@ -7,9 +7,10 @@ from fleet_server.database import Database
 from fleet_server.devices import outgoing
 from fleet_server.devices.machines import Announcement
 from fleet_server.devices.store import announce, server_epoch
-from fleet_server.ingest.worker import Worker
+from fleet_server.ingest.worker import Message, Worker
 from fleet_server.ledger.telling import tell_books, tell_desired
 from fleet_server.planning import service as planning
+from protocol.codec import decode_ack
 from protocol.topics import Channel
 from tests.fleet_server.fixtures import NOW, send
 from tests.fleet_server.machine import Machine
@@ -41,6 +42,21 @@ def test_two_restores_of_one_backup_begin_two_epochs_and_the_later_is_the_higher
     assert second > first
     assert put_back(database, path, epoch_after=second + 500).epoch == second + 501
     assert put_back(database, path).epoch == second + 502  # above what it replaces, whatever the clock says
+
+
+def test_a_worker_whose_database_was_restored_while_it_was_away_speaks_in_the_new_epoch(
+    database: Database, tmp_path: Path
+) -> None:
+    """In the old one no machine would send again, and none would be heard."""
+    worker, machine = Worker(database, FixedClock(NOW)), Machine().vend()
+
+    def answered() -> int:
+        (answer,) = worker.commit([Message("fleet/v1/HD-001/facts", machine.batch())]).answers
+        return decode_ack(answer.payload).server_epoch
+
+    assert answered() == 1
+    restored = put_back(database, backed_up(database, tmp_path))
+    assert answered() == restored.epoch
 
 
 def test_an_unanswered_order_is_unknown_and_never_sent_again(database: Database, tmp_path: Path) -> None:
