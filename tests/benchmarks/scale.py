@@ -1,4 +1,9 @@
-"""What a fact costs with many dispensers and much history: CPU of the worker and of the database, in one process without a broker."""
+"""What a fact costs with many dispensers and much history: CPU of the worker and of the database, in one process without a broker.
+
+Two shapes of a transaction, because two things grow with a fleet. In *one each*, every fact of a transaction is another machine's, as in a
+fleet that is not behind: what differs between fleets is then only how much there is to look things up in. In a *flood*, 2,000 facts
+of machines taken at random: the fewer machines, the more facts share what a transaction does once a machine.
+"""
 
 import argparse
 import gc
@@ -23,6 +28,7 @@ from tests.fleet_server.machine import Machine
 
 FACTS: Final = 20_000
 PER_TRANSACTION: Final = 2_000
+ONE_EACH: Final = 42
 HISTORY_STEP: Final = 1_000_000
 
 # Facts and movements as they would be, of a stream before the present one, dealt out over the dispensers.
@@ -52,7 +58,12 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             load(database, machines)
             for history in sorted(options.history):
                 kept = remember(database, dispensers, kept, history)
-                yield f"{dispensers:>6} dispensers, {history:>11,} facts before: " + measure(database, server, machines)
+                # A page that changes for the first time after a checkpoint is written to the log as a whole; a fleet that has run for
+                # minutes at the measured rates has that behind it.
+                measure(database, server, one_each(machines, random.Random(0), len(machines)))
+                for shape, turns in {"one each": one_each, "flood": flood}.items():
+                    cost = measure(database, server, turns(machines, random.Random(dispensers)))
+                    yield f"{dispensers:>6} dispensers, {history:>11,} facts before, {shape}: {cost}"
             database.close()
             server.remove()
 
@@ -97,22 +108,37 @@ def remember(database: Database, dispensers: int, kept: int, history: int) -> in
     return kept
 
 
-def measure(database: Database, server: EmbeddedPostgres, machines: Sequence[Machine]) -> str:
-    throw = random.Random(len(machines))
+def one_each(machines: Sequence[Machine], throw: random.Random, facts: int = FACTS) -> list[list[Machine]]:
+    """Return whose facts each transaction takes: ONE_EACH different machines, all of the fleet before one has a second turn."""
+    turns: list[Machine] = []
+    while len(turns) < facts:
+        turns += throw.sample(machines, len(machines))
+    return [turns[first : first + ONE_EACH] for first in range(0, facts, ONE_EACH)]
+
+
+def flood(machines: Sequence[Machine], throw: random.Random) -> list[list[Machine]]:
+    """Return whose facts each transaction takes: PER_TRANSACTION, of machines at random."""
+    return [throw.choices(machines, k=PER_TRANSACTION) for _ in range(0, FACTS, PER_TRANSACTION)]
+
+
+def measure(database: Database, server: EmbeddedPostgres, turns: Sequence[Sequence[Machine]]) -> str:
     worker = Worker(database, SystemClock())
     gc.freeze()
     gc.set_threshold(OBJECTS_BEFORE_COLLECTION)  # as the service does
-    messages = []
-    for _ in range(FACTS):
-        machine = throw.choice(machines)
-        machine.vend(throw.choice([1, 2]))
-        messages.append(Message(f"fleet/v1/{machine.dispenser_id}/facts", machine.batch(len(machine.lines))))
+    transactions = [[told(machine, 1 + place % 2) for machine in turn] for place, turn in enumerate(turns)]
+    facts = sum(map(len, transactions))
     before, before_database, began = time.process_time(), cpu_seconds([server.pid or 0]), time.perf_counter()
-    for first in range(0, FACTS, PER_TRANSACTION):
-        worker.commit(messages[first : first + PER_TRANSACTION])
+    for messages in transactions:
+        worker.commit(messages)
     spent, spent_database = time.process_time() - before, cpu_seconds([server.pid or 0]) - before_database
     seconds = time.perf_counter() - began
     return (
-        f"CPU per fact in µs: worker {1e6 * spent / FACTS:.0f}, database {1e6 * spent_database / FACTS:.0f}"
-        f" (wall {1e6 * seconds / FACTS:.0f})"
+        f"CPU per fact in µs: worker {1e6 * spent / facts:.0f}, database {1e6 * spent_database / facts:.0f}"
+        f" (wall {1e6 * seconds / facts:.0f})"
     )
+
+
+def told(machine: Machine, slot: int) -> Message:
+    """Return the message of one more vend."""
+    machine.vend(slot)
+    return Message(f"fleet/v1/{machine.dispenser_id}/facts", machine.batch(len(machine.lines)))
