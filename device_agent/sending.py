@@ -110,16 +110,9 @@ class Sender:
             return []
         self._silent_since_ms = None
         self._heard_ms = at.mono_ms
-        epoch = int(outbox.meta.get("epoch", 0))
-        if message.server_epoch < epoch:
+        if message.server_epoch < int(outbox.meta.get("epoch", 0)):
             return []
-        if message.server_epoch > epoch or message.through_seq > outbox.acked_through:
-            rewinds = message.through_seq < outbox.acked_through
-            outbox.acknowledge(message.through_seq, message.server_epoch, message.server_at_ms)
-            if rewinds:
-                # The server was restored from a backup: only then may its cursor be lower than we remember.
-                self._rewind()
-            self._progress()
+        self._acknowledge(message)
         match message:
             case Ack():
                 pass
@@ -133,6 +126,23 @@ class Sender:
                 self._hold_until_ms = at.mono_ms + self._jittered(self._timeout_ms)
                 self._timeout_ms = min(self._timeout_ms * 2, ACK_TIMEOUT_MS_MAX)
         return self.pump(at)
+
+    def _acknowledge(self, message: AckMessage) -> None:
+        """Note where the server stands, unless it speaks of facts that another card sent under our numbers.
+
+        Such an answer was on its way while an old card was put back; the server finds the fork in what we send. A lower cursor
+        acknowledges nothing, whatever its digest.
+        """
+        through, outbox = message.through_seq, self._outbox
+        acked = outbox.acked_through
+        if through > acked and bytes.fromhex(message.digest) != outbox.digest(through):
+            return
+        if message.server_epoch > int(outbox.meta.get("epoch", 0)) or through > acked:
+            outbox.acknowledge(through, message.server_epoch, message.server_at_ms)
+            if through < acked:
+                # The server was restored from a backup: only then may its cursor be lower than we remember.
+                self._rewind()
+            self._progress()
 
     def _fork(self, message: Fork, at: Moment) -> list[Effect]:
         """Stop: the server knows other facts under our numbers, often more of them. None of it acknowledges ours."""

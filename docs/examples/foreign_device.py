@@ -221,7 +221,9 @@ class Device:
         self.silent_since_s = None
         if through > len(journal.lines) or epoch < journal.get("epoch"):
             return
-        if epoch > journal.get("epoch") or through > journal.get("acked"):
+        if through > journal.get("acked") and said["digest"] != journal.digests[through].hex():
+            pass  # of another card that used the same numbers: the server finds the fork in what is sent on
+        elif epoch > journal.get("epoch") or through > journal.get("acked"):
             back = through < journal.get("acked")
             journal.keep(acked=through, epoch=epoch)
             self.in_flight = [] if back else [sent for sent in self.in_flight if sent[1] > through]

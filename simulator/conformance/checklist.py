@@ -76,6 +76,9 @@ RULES: Final[dict[str, Rule]] = {
         "a store grown full during the run",
     ),
     "OTHER-STREAM": Rule("an answer for another stream changes nothing", "GO-BACK must work to see it"),
+    "ACK-DIGEST": Rule(
+        "an answer with the digest of another history ends no pending fact", "GO-BACK must work to see it"
+    ),
     "WILL": Rule(
         "the end of a connection is told by its last will; `status` is retained",
         BY_RESTART,

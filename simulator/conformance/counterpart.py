@@ -194,7 +194,7 @@ class Counterpart:
         if kind == "nack":
             value["reason"] = "refused by the conformance script"
         self.send(Channel.ACK, value | other)
-        honest = kind == "ack" and not other.keys() & {"stream_id", "server_epoch"}
+        honest = kind == "ack" and not other.keys() & {"stream_id", "server_epoch", "digest"}
         if honest and (through >= record.acked or self.epoch > self._told_epoch):
             record.answered(through)
             self._told_epoch = self.epoch

@@ -56,7 +56,7 @@ def answers(c: Counterpart) -> None:
     if _called_back(c, second):
         _misled(c)
     else:
-        for rule in ("OTHER-STREAM", "EPOCH"):
+        for rule in ("OTHER-STREAM", "ACK-DIGEST", "EPOCH"):
             c.checklist.unobserved(rule, "GO-BACK did not work, so that nothing shows what is pending")
     c.go_on()
     c.settle(0.3)
@@ -102,6 +102,10 @@ def _misled(c: Counterpart) -> None:
     if seen is not None:
         told = "an answer of a lower epoch ended a pending fact"
         c.checklist.expect("EPOCH", seen, "an answer of a lower epoch was ignored", told)
+    seen = _still_pending(c, {"digest": bytes(32).hex()})
+    if seen is not None:
+        told = "an answer with another digest ended a pending fact"
+        c.checklist.expect("ACK-DIGEST", seen, "an answer with another digest acknowledged nothing", told)
     seen = _still_pending(c, {"x_future": 1}, QUIET_S)
     if seen is not None:
         told = "an answer with an unknown field did not end a pending fact"

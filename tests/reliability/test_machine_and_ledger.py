@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from device_agent import effects as ef
 from device_agent import events as ev
 from fleet_server.database import Database
 from fleet_server.devices import fleet
 from fleet_server.faults.store import open_faults
 from fleet_server.ingest.apply import STREAM_FORKED
+from fleet_server.ingest.worker import Message
 from fleet_server.ingest.writing import STREAM_REPLACED
 from fleet_server.ledger.booking import COUNT_DUE
 from fleet_server.ledger.reading import balances
 from protocol.messages import Started
+from protocol.topics import topic
 from simulator.boards.virtual_board import Fault
 from tests.device_agent.machines import Bench
 from tests.fleet_server.fixtures import NOW, enter, operation
@@ -104,18 +107,34 @@ def test_v2_a_refill_while_offline_is_booked_where_it_belongs_whoever_tells_of_i
 # ---------------------------------------------------------------- S5
 
 
-def test_s5_an_old_card_forks_both_histories_are_kept_and_a_new_stream_begins(machine: Stocked, wire: Wire) -> None:
-    database = wire.database
-    machine.ask()
-    wire.carry()
-    old_stream = machine.bench.outbox.stream_id
+def copied_card(machine: Stocked) -> Path:
+    """Copy the card, and start the machine again on its own."""
     card = machine.bench.path.parent / "image"
     card.mkdir()
     machine.bench.outbox.close()
     for file in machine.bench.path.parent.glob("outbox.*"):
         shutil.copy(file, card)
+    starts(machine)
+    return card
+
+
+def put_back(machine: Stocked, card: Path) -> None:
+    machine.bench.outbox.close()
+    machine.bench.path = card / "outbox.sqlite"
+    starts(machine)
+
+
+def starts(machine: Stocked) -> None:
     machine.bench._boot()
-    machine.bench.start(life_count=1, last_board_sequence=1)
+    machine.bench.start(life_count=machine.board.life_count, last_board_sequence=machine.board.last_sequence)
+
+
+def test_s5_an_old_card_forks_both_histories_are_kept_and_a_new_stream_begins(machine: Stocked, wire: Wire) -> None:
+    database = wire.database
+    machine.ask()
+    wire.carry()
+    old_stream = machine.bench.outbox.stream_id
+    card = copied_card(machine)
     wire.connect()
     for _ in range(3):
         machine.ask()
@@ -125,10 +144,7 @@ def test_s5_an_old_card_forks_both_histories_are_kept_and_a_new_stream_begins(ma
         stored = connection.execute(text("SELECT seq, line FROM facts ORDER BY seq")).all()
 
     # The old image is put back, and a vend happens before the server is heard of.
-    machine.bench.outbox.close()
-    machine.bench.path = card / "outbox.sqlite"
-    machine.bench._boot()
-    machine.bench.start(life_count=machine.board.life_count, last_board_sequence=machine.board.last_sequence)
+    put_back(machine, card)
     turns = machine.board.turns
     machine.ask()
     assert machine.board.turns == turns + 1, "the board does not take the vend for one that it has run"
@@ -154,6 +170,33 @@ def test_s5_an_old_card_forks_both_histories_are_kept_and_a_new_stream_begins(ma
     wire.carry()
     with database.begin() as connection:
         assert sum(row.units for row in balances(connection, "slot/HD-001")) == len(machine.board.coils[1])
+
+
+def test_s5_an_ack_on_its_way_while_an_old_card_is_put_back_acknowledges_nothing_of_it(
+    machine: Stocked, wire: Wire
+) -> None:
+    card = copied_card(machine)
+    wire.connect()
+    machine.ask()
+    said = [effect for effect in machine.bench.asked if isinstance(effect, ef.Publish) and effect.qos]
+    late = wire.worker.commit([Message(topic("HD-001", effect.channel), effect.payload) for effect in said]).answers
+    machine.bench.asked.clear()
+
+    put_back(machine, card)
+    copied_through = machine.bench.outbox.acked_through
+    for _ in range(3):
+        machine.ask()
+    machine.bench.tell(ev.LinkUp())
+    wire.hear(late)
+    assert machine.bench.outbox.acked_through == copied_through, "these numbers are another card's facts"
+    old_stream = machine.bench.outbox.stream_id
+    own = [*machine.bench.outbox.lines_after(copied_through)]
+    wire.disconnect()  # and what it sent itself is lost
+    wire.connect()
+    assert machine.bench.outbox.stream_id != old_stream
+    with wire.database.begin() as connection:
+        forked = connection.execute(text("SELECT line FROM forked_facts ORDER BY seq")).scalars()
+        assert [bytes(line) for line in forked] == own, "each fact of the old card is kept beside the others"
 
 
 # ---------------------------------------------------------------- T1

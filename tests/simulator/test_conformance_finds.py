@@ -34,6 +34,7 @@ CHANGES: Final[dict[str, tuple[str, str]]] = {
     "FORK-STOPS": ("self.forked, self.in_flight = True, []", "self.forked, self.in_flight = False, []"),
     "WATCHDOG": ("self.silent_since_s > self.options.silence", "self.silent_since_s > 1_000"),
     "EPOCH": (' or epoch < journal.get("epoch"):', ":"),
+    "ACK-DIGEST": (' and said["digest"] != journal.digests[through].hex():', " and False:"),
     "WILL": ('self.topic("status"), self.status(online=False)', 'self.topic("will"), self.status(online=False)'),
     "SESSION": ('session=self.journal.get("session") + 1', "session=1"),
     "ORDER-BOUND": (
