@@ -20,6 +20,10 @@ MINUTE_MS: Final = 60_000
 AT_THE_LOCK_MS: Final = 5_000
 STUCK_LOCK_MS: Final = 3 * MINUTE_MS
 """How long somebody tries before they take the key."""
+CLOSING_PAUSE_MS: Final = 20_000
+CLOSING_TRIES_MAX: Final = 10
+"""Whoever waits before a door that is shut for the machine's word of it drives on after so many."""
+CONFLICT: Final = 409
 NOT_HERE: Final = "this machine is not part of the simulation"
 
 Steps = Generator[int, None, None]
@@ -159,7 +163,10 @@ class Crew:
         self.work.late_visits += is_late
         machine.truth.tally.visits["offline" if is_late else "online"] += 1
         self.send_due()
-        self._try(lambda: self._restocker.post(f"/visits/{visit_id}/close"))
+        for _ in range(CLOSING_TRIES_MAX):
+            if self._closed(visit_id):
+                break
+            yield CLOSING_PAUSE_MS
 
     def _work_on_slots(
         self,
@@ -216,6 +223,16 @@ class Crew:
         if operations:
             refusals = self._phone.enter(visit, operations)
             self.work.problems += [f"{visit['visit_id']} {refusal}" for refusal in refusals]
+
+    def _closed(self, visit_id: str) -> bool:
+        """Whether a visit could be closed, or will never be: its door's closing may still be on its way to the server."""
+        try:
+            self._restocker.post(f"/visits/{visit_id}/close")
+        except ServerError as error:
+            if error.status == CONFLICT:
+                return False
+            self.work.problems.append(str(error))
+        return True
 
     def _operation_id(self, *name: object) -> str:
         """The same operation has the same id, however often it is sent."""

@@ -341,7 +341,7 @@ def entered(item: m.Operation) -> workorders.Entered:
 
 @router.post("/visits/{visit_id}/close", tags=["visits"])
 def close(visit_id: str, person: SignedIn, connection: Transaction, now: Now) -> m.Visit:
-    """Close a visit; refused while the door is open."""
+    """Close a visit; 409 while a machine with a link says that its door is open: ask again, its word may be on its way."""
     return _visit(workorders.close(connection, own_visit(connection, visit_id, person), now))
 
 

@@ -259,11 +259,10 @@ def _operation_id(*parts: object) -> str:
 
 
 @router.get("/visits/{visit_id}")
-def visit(visit_id: str, request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
-    return _visit_page(request, person, connection, own_visit(connection, visit_id, person), now)
-
-
-def _visit_page(request: Request, person: Person, connection: Connection, stop: dict[str, Any], now: Any) -> Response:
+def visit(
+    visit_id: str, request: Request, person: SignedIn, connection: Transaction, now: Now, *, closing: bool = False
+) -> Response:
+    stop = own_visit(connection, visit_id, person)
     order = workorders.get(connection, stop["work_order_id"])
     mine = next(item for item in order["stops"] if item["visit_id"] == stop["visit_id"])
     entries = reading.entries_of_visit(connection, stop["visit_id"])
@@ -286,6 +285,7 @@ def _visit_page(request: Request, person: Person, connection: Connection, stop: 
         moves=[entry for entry in entries if entry.kind != "count"],
         due_out=due_out,
         door=reading.door_state(connection, stop["dispenser_id"]),
+        closing=closing,
         nonce=uuid.uuid4().hex,
     )
 
@@ -300,6 +300,7 @@ def door(visit_id: str, request: Request, person: SignedIn, connection: Transact
 async def visit_step(visit_id: str, step: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
     form = {name: str(value) for name, value in (await request.form()).items()}
     refused: list[str] = []
+    waits = False
     with parts.database.begin() as connection:
         stop = own_visit(connection, visit_id, person)
         match step:
@@ -311,6 +312,8 @@ async def visit_step(visit_id: str, step: str, request: Request, person: SignedI
                 refused = _enter(connection, stop, _counts(connection, visit_id, form, now), person, now)
             case "refill":
                 refused = _enter(connection, stop, _refills(connection, visit_id, form, now), person, now)
+            case "close" if workorders.awaits_door(connection, stop):
+                waits = True
             case "close":
                 workorders.close(connection, stop, now)
             case "skip":
@@ -321,7 +324,16 @@ async def visit_step(visit_id: str, step: str, request: Request, person: SignedI
         parts.ingest.flush()
     if refused:
         raise InputError("entries", len(refused), "; ".join(refused[:3]))
-    return go(f"/work-orders/{stop['work_order_id']}" if step in {"close", "skip"} else f"/visits/{visit_id}")
+    return _after(request, stop, step, waits=waits)
+
+
+def _after(request: Request, stop: dict[str, Any], step: str, *, waits: bool) -> Response:
+    """Show what comes next; a page that waits for the machine asks again and again, and goes on as a whole."""
+    asks = "hx-request" in request.headers
+    if waits:
+        return Response(status_code=204) if asks else go(f"/visits/{stop['visit_id']}?closing=1")
+    path = f"/work-orders/{stop['work_order_id']}" if step in {"close", "skip"} else f"/visits/{stop['visit_id']}"
+    return Response(status_code=204, headers={"hx-redirect": path}) if asks else go(path)
 
 
 def _cause(word: str) -> Literal["blocked", "missing", "other"]:

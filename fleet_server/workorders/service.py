@@ -255,10 +255,20 @@ def _check_packs(field: str, packs: int | None) -> None:
         raise InputError(field, packs, f"0 to {PACKS_MAX}")
 
 
+def awaits_door(connection: Connection, stop: dict[str, Any]) -> bool:
+    """Tell whether the machine says that its door is open, and would tell if it were closed: it has a link.
+
+    What a machine without a link told last may be long over: there the word of whoever stands before it counts.
+    """
+    dispenser_id = stop["dispenser_id"]
+    here = fleet.presence(connection, [dispenser_id]).get(dispenser_id)
+    return reading.door_state(connection, dispenser_id).open and (here is None or here.online)
+
+
 def close(connection: Connection, stop: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Close a visit; refused while the machine says that its door is open."""
-    if reading.door_state(connection, stop["dispenser_id"]).open:
-        raise ConflictError("door", "open", "a closed door before the visit is closed")
+    """Close a visit; raises ConflictError while the door is open, or its closing is still on its way from the machine."""
+    if awaits_door(connection, stop):
+        raise ConflictError("door", "open", "a closed door, and the machine's word of it: ask again in some seconds")
     state = change_stop(stop["state"], "close")
     store.set_stop(connection, stop["visit_id"], now, state=state)
     return stop | {"state": state}

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from fleet_server.clock import FixedClock
+from fleet_server.ingest.worker import Message, Worker
 from fleet_server.ledger.audit import audit
-from protocol.messages import DoorClosed, DoorOpened, FaultCleared, FaultRaised
+from protocol.codec import encode
+from protocol.messages import DoorClosed, DoorOpened, FaultCleared, FaultRaised, Status
 from tests.fleet_server.fixtures import NOW, send
-from tests.fleet_server.machine import Machine
+from tests.fleet_server.machine import BASE_MS, Machine
 from tests.fleet_server.web.orders import released_order
 from tests.fleet_server.web.site import Site, serving
 
@@ -213,6 +216,18 @@ def test_a_visit_from_pick_to_return_moves_every_pack_from_account_to_account(si
     assert not any(account.startswith("van/") for account, _ in units)
     with site.database.begin() as connection:
         assert audit(connection).differences == []
+
+
+def test_a_machine_that_lost_its_link_at_the_open_door_keeps_no_visit_open(site: Site) -> None:
+    visit = f"/api/v1/visits/{picked(site)}-01"
+    restocker = site.api("restocker")
+    assert restocker.post(f"{visit}/arrive").json()["state"] == "arrived"
+    machine = open_door(site)
+    worker = Worker(site.database, FixedClock(NOW))
+    for is_online, status in ((True, 409), (False, 200)):
+        said = Status(stream_id=machine.stream_id, session=1, online=is_online, at_ms=BASE_MS)
+        worker.commit([Message("fleet/v1/HD-001/status", encode(said))])
+        assert restocker.post(f"{visit}/close").status_code == status
 
 
 def test_the_same_phone_operations_again_are_repeated_and_never_booked_twice(site: Site) -> None:
