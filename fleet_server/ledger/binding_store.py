@@ -1,10 +1,10 @@
 """Operations that wait for their door session, and the places at which they are booked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from fleet_server.database import Connection
 from fleet_server.ledger.store import among, operations
@@ -42,9 +42,12 @@ def operations_of_lost_doors(connection: Connection, before: datetime) -> list[A
     return list(connection.execute(query, {"before": before}).mappings())
 
 
-def waiting_operations(connection: Connection, sessions: Iterable[tuple[str, str]]) -> list[Any]:
-    """Return operations that wait for one of these (dispenser_id, session), in the order of their steps."""
-    query = select(operations).where(
-        among(operations, sessions), operations.c.state == "waiting", operations.c.slot.is_not(None)
+def waiting_operations(connection: Connection, sessions: Collection[tuple[str, str]]) -> list[Any]:
+    """Return operations that wait for one of these (dispenser_id, session), or for any of the machine, in the order of their steps."""
+    without_code = operations.c.session.is_(None) & (
+        operations.c.dispenser_id == func.any([name for name, _ in sessions])
     )
-    return list(connection.execute(query.order_by(operations.c.step)).mappings())
+    query = select(operations).where(
+        among(operations, sessions) | without_code, operations.c.state == "waiting", operations.c.slot.is_not(None)
+    )
+    return list(connection.execute(query.order_by(operations.c.step, operations.c.operation_id)).mappings())

@@ -1,7 +1,7 @@
 """What phones enter: kept whole, bound to a door session of the machine, booked there; in any order, as often as sent."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -96,6 +96,13 @@ def book(connection: Connection, operations: Sequence[SlotOperation], now: datet
     return bookings
 
 
+def doors_meant(session: str | None, entered_at: datetime, doors: Iterable[DoorSession]) -> list[DoorSession]:
+    """Return those of a machine's door sessions that an entry can mean: by its code and its time, or by its time alone."""
+    if session is None:
+        return [door for door in doors if abs(door.opened_at - entered_at) <= WITHOUT_CODE_WITHIN]
+    return [door for door in doors if door.session == session and _is_near(door.opened_at, entered_at)]
+
+
 def _is_near(opened_at: datetime, entered_at: datetime) -> bool:
     return abs(opened_at - entered_at) <= CODE_WITHIN
 
@@ -123,31 +130,45 @@ def _row(operation: SlotOperation, now: datetime) -> dict[str, Any]:
 
 def _door_near(connection: Connection, operation: SlotOperation) -> DoorSession | None:
     """Return the one door session that an entry without its code can mean, if there is one only."""
-    near = [
-        session
-        for session in store.door_sessions_of(connection, operation.dispenser_id)
-        if abs(session.opened_at - operation.entered_at) <= WITHOUT_CODE_WITHIN
-    ]
+    near = doors_meant(None, operation.entered_at, store.door_sessions_of(connection, operation.dispenser_id))
     return near[0] if len(near) == 1 else None
 
 
 def bind_waiting(connection: Connection, doors: Sequence[DoorOpening]) -> Mapping[SlotKey, list[Anchored]]:
     """Bind the operations that waited for door sessions which have now arrived; returns their entries, to be booked."""
     arrived: dict[tuple[str, str], list[DoorOpening]] = defaultdict(list)
-    for door in doors:
-        arrived[door.dispenser_id, door.session].append(door)
+    for opening in doors:
+        arrived[opening.dispenser_id, opening.session].append(opening)
     entries: dict[SlotKey, list[Anchored]] = defaultdict(list)
     bound: list[tuple[str, int, int]] = []
     for row in binding_store.waiting_operations(connection, arrived) if arrived else []:
-        near = [d for d in arrived[row["dispenser_id"], row["session"]] if _is_near(d.at, row["entered_at"])]
-        if not near:
+        door = (
+            _first_near(connection, row, [d for d in doors if d.dispenser_id == row["dispenser_id"]])
+            if row["session"] is None
+            else next((d for d in arrived[_code_of(row)] if _is_near(d.at, row["entered_at"])), None)
+        )
+        if door is None:
             continue
-        door = near[0]
         bound.append((row["operation_id"], door.stream_no, door.seq))
         entry = anchored_operation(row, door.stream_no, door.seq, door.received_at)
         entries[door.dispenser_id, row["slot"]].append(entry)
     binding_store.bind_operations(connection, bound)
     return entries
+
+
+def _code_of(row: Any) -> tuple[str, str]:
+    return row["dispenser_id"], row["session"]
+
+
+def _first_near(connection: Connection, row: Any, arrived: Sequence[DoorOpening]) -> DoorOpening | None:
+    """Return the first of these doors that an entry without its code can mean, where no other that is known lies near it."""
+    near = [door for door in arrived if abs(door.at - row["entered_at"]) <= WITHOUT_CODE_WITHIN]
+    if not near:
+        return None
+    these = {(door.stream_no, door.seq) for door in arrived}
+    known = store.door_sessions_of(connection, row["dispenser_id"])
+    others = [door for door in known if (door.stream_no, door.opened_seq) not in these]
+    return None if doors_meant(None, row["entered_at"], others) else near[0]
 
 
 def book_lost_doors(connection: Connection, before: datetime, now: datetime) -> int:

@@ -25,6 +25,7 @@ from fleet_server.ledger.booking import (
 from fleet_server.ledger.entries import STOCK_KINDS, anchored_fact, anchored_operation
 from fleet_server.ledger.fold import Anchored, Posting, SlotBook
 from fleet_server.ledger.movements import DoorSession, Movement
+from fleet_server.ledger.operations import doors_meant
 from fleet_server.recovery import rebuild_store as store
 from protocol.codec import decode_fact
 
@@ -53,11 +54,11 @@ def rebuild_slots(
 def _bind(
     connection: Connection, entered: Sequence[Any], doors: Sequence[DoorSession], *, correct: bool
 ) -> Iterator[Row]:
-    newest = {door.session: door for door in doors}
     for row in entered:
-        door = newest.get(row["session"]) if row["state"] == "waiting" else None
-        if door is None:
+        meant = doors_meant(row["session"], row["entered_at"], doors) if row["state"] == "waiting" else []
+        if not meant or (row["session"] is None and len(meant) > 1):
             continue
+        door = meant[-1]
         if correct:
             binding_store.bind_operations(connection, [(row["operation_id"], door.stream_no, door.opened_seq)])
         words = f"{row['operation_id']} waited for door session {door.session}, which is known"
