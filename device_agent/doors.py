@@ -72,6 +72,13 @@ class DoorMixin(FaultsMixin):
         in_visit = not self.outbox.meta.get("door_unauthorised")
         self.note(self.watch.door(at.mono_ms, is_open=True, in_visit=in_visit), at)
 
+    def tell_open_door(self, at: Moment) -> None:
+        """Begin a session that is not over in a new stream as well: what is entered in it belongs there now."""
+        session, meta = self.outbox.meta.get("door_session"), self.outbox.meta
+        if session:
+            authorised = not meta.get("door_unauthorised")
+            self._keep(DoorOpened(**self._when(at), session=session, authorised=authorised))
+
     def tell_held_door(self, at: Moment) -> list[Effect]:
         """Tell of a door that opened while a vend was running, now that its result is kept."""
         if self._held_opening is None:

@@ -74,6 +74,7 @@ class OrdersMixin(FaultsMixin):
                 self.outbox.begin_stream()
                 self.sender.stream_began()
                 self._keep(self.started(at, "new_stream"))
+                self.tell_open_door(at)
                 self.tell_open_faults(at)
                 self._answer(order.order_id, order.kind, OrderOutcome.DONE, "a new stream began", at)
                 # What was announced, and the will that lies with the broker, name the old one: orders would go there.
@@ -112,6 +113,10 @@ class OrdersMixin(FaultsMixin):
             self._answer(order_id, kind, outcome, detail, at)
 
     def _choose(self, slot: int, at: Moment, *, order_id: str | None = None) -> list[Effect]:
+        raise NotImplementedError
+
+    def tell_open_door(self, at: Moment) -> None:
+        """A door that is open while a stream begins is open in that one too."""
         raise NotImplementedError
 
     def started(self, at: Moment, reason: Any, life_count: int | None = None) -> Any:

@@ -6,6 +6,7 @@ from datetime import date, datetime
 
 from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
+from fleet_server.devices.store import recent_cursors
 from fleet_server.ledger import lot_store, store
 from fleet_server.ledger.movements import DoorSession, Movement
 
@@ -79,11 +80,14 @@ def dispensed_per_slot(
 
 
 def door_state(connection: Connection, dispenser_id: str) -> DoorState:
-    """Tell whether the machine's newest door session has ended."""
-    newest = store.door_sessions_of(connection, dispenser_id, limit=1)
-    if not newest or newest[0].closed_seq is not None:
-        return DoorState(open=False, session=newest[0].session if newest else None, opened_at=None)
-    return DoorState(open=True, session=newest[0].session, opened_at=newest[0].opened_at)
+    """Tell whether the machine's newest door session has ended; of one that went with a lost card nobody tells the end."""
+    newest = next(iter(store.door_sessions_of(connection, dispenser_id, limit=1)), None)
+    if newest is None:
+        return DoorState(open=False, session=None, opened_at=None)
+    lost = any(stream.stream_no > newest.stream_no for stream in recent_cursors(connection, [dispenser_id], 1))
+    if newest.closed_seq is not None or lost:
+        return DoorState(open=False, session=newest.session, opened_at=None)
+    return DoorState(open=True, session=newest.session, opened_at=newest.opened_at)
 
 
 def sessions_of(connection: Connection, dispenser_id: str, limit: int = 20) -> list[DoorSession]:

@@ -1,6 +1,6 @@
 """The REST API under /api/v1."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -334,9 +334,17 @@ def operations(visit_id: str, body: m.Operations, person: SignedIn, connection: 
 
 def entered(item: m.Operation) -> workorders.Entered:
     """Return an entry as it came; raises InputError for a time that could be any."""
-    if item.entered_at.tzinfo is None:
-        raise InputError("entered_at", item.entered_at.isoformat(), "a time with its offset from UTC")
-    return workorders.Entered(**item.model_dump() | {"entered_at": item.entered_at.astimezone(UTC)})
+    return workorders.Entered(**item.model_dump() | {"entered_at": in_utc("entered_at", item.entered_at)})
+
+
+def in_utc(field: str, at: datetime) -> datetime:
+    """Return a moment that somebody has given; raises InputError for one without its offset, or outside of the calendar."""
+    try:
+        if at.tzinfo is not None:
+            return at.astimezone(UTC)
+    except OverflowError:
+        pass
+    raise InputError(field, at.isoformat(), "a time with its offset from UTC")
 
 
 @router.post("/visits/{visit_id}/close", tags=["visits"])

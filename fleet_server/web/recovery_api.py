@@ -1,7 +1,7 @@
 """The REST API for what phones and desks kept: after a restore they offer it again."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -15,7 +15,7 @@ from fleet_server.ledger.telling import tell_desired
 from fleet_server.recovery import kept
 from fleet_server.seed import DEPOT
 from fleet_server.web import models as m
-from fleet_server.web.api import entered, record_new_lot
+from fleet_server.web.api import entered, in_utc, record_new_lot
 from fleet_server.web.context import Now, SignedIn, Transaction
 from fleet_server.workorders import service as workorders
 
@@ -106,10 +106,8 @@ def _each(connection: Connection, ids: list[str], take: Callable[[], list[kept.O
 
 
 def _move(move: Any, depot_id: str) -> kept.KeptMove:
-    if move.entered_at.tzinfo is None:
-        raise InputError("entered_at", move.entered_at.isoformat(), "a time with its offset from UTC")
     lines = [depot.StockLine(line.product, line.lot, line.packs) for line in move.lines]
     picked = [workorders.PickLine(**line.model_dump()) for line in move.lines] if move.kind == "pick" else []
     order = None if move.kind == "receipt" else move.work_order_id
-    at = move.entered_at.astimezone(UTC)
+    at = in_utc("entered_at", move.entered_at)
     return kept.KeptMove(move.operation_id, move.kind, at, depot_id, order, lines, picked)

@@ -40,6 +40,7 @@ STOP_CHANGES: Final = {
     ("close", StopState.CLOSED): StopState.CLOSED,
     ("skip", StopState.PLANNED): StopState.SKIPPED,
     ("skip", StopState.ARRIVED): StopState.SKIPPED,
+    ("skip", StopState.SKIPPED): StopState.SKIPPED,
 }
 
 

@@ -18,6 +18,8 @@ from protocol.messages import (
     Books,
     ClockChanged,
     ConfigApplied,
+    DoorClosed,
+    DoorOpened,
     Fork,
     Gap,
     LotPacks,
@@ -325,6 +327,16 @@ def test_a_new_stream_begins_with_started_and_keeps_the_former_facts_aside(bench
     assert bench.outbox.slots[1].queue == [("GOOD", 2)]
     kept = bench.outbox._db.execute("SELECT count(*) FROM former_facts WHERE stream_id = ?", (before,)).fetchone()
     assert kept[0] > 0
+
+
+def test_a_door_that_is_open_while_a_new_stream_begins_is_told_in_that_one_too(bench: Bench) -> None:
+    bench.loaded(("GOOD", 3))
+    bench.tell(ev.LinkUp(), ev.DoorChanged(open=True))
+    bench.tell(order(bench, NewStream))
+    bench.passes(60).tell(ev.DoorChanged(open=False))
+    told = [fact for fact in bench.facts() if isinstance(fact, DoorOpened | DoorClosed)]
+    assert [type(fact) for fact in told] == [DoorOpened, DoorClosed]
+    assert told[0].session == told[1].session
 
 
 def test_an_unauthorised_door_is_told_from_one_that_was_unlocked(bench: Bench) -> None:
