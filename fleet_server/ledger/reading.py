@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
@@ -131,3 +132,13 @@ def entries_of_visit(connection: Connection, visit_id: str) -> list[VisitEntry]:
         )
         for row in rows
     ]
+
+
+def operations_of_visit(connection: Connection, visit_id: str) -> list[Any]:
+    """Return the operations of one visit whole, in their order."""
+    return store.operations_of_visit(connection, visit_id)
+
+
+def operation(connection: Connection, operation_id: str) -> Any:
+    """Return one operation whole, or None."""
+    return store.read_operation(connection, operation_id)

@@ -22,7 +22,7 @@ from fleet_server.ledger import depot, reading
 from fleet_server.planning import service as planning
 from fleet_server.planning.planner import NEAR_EXPIRY
 from fleet_server.seed import DEPOT
-from fleet_server.web import health, views, words
+from fleet_server.web import health, keeping, views, words
 from fleet_server.web import models as m
 from fleet_server.web.api import own_order, own_visit, sign_in_person
 from fleet_server.web.context import Now, Parts, SignedIn, Transaction, cookie_name
@@ -199,7 +199,7 @@ def release_plan(plan_id: str, connection: Transaction, now: Now) -> Response:
 @router.get("/work-orders")
 def work_orders(request: Request, person: SignedIn, connection: Transaction) -> Response:
     orders = [r for r in workorders_store.read_orders(connection) if person.depot_id in {None, r["depot_id"]}]
-    return page(request, "work_orders.html", person, orders=orders)
+    return page(request, "work_orders.html", person, orders=orders, kept=keeping.kept_here(connection, person))
 
 
 @router.get("/work-orders/{work_order_id}")
@@ -207,7 +207,14 @@ def work_order(work_order_id: str, request: Request, person: SignedIn, connectio
     order = own_order(connection, work_order_id, person)
     van = depot.van_stock(connection, workorders.van_of(work_order_id))
     lots = {(line.product, line.lot): line for line in depot.depot_stock(connection, order["depot_id"])}
-    return page(request, "work_order.html", person, order=order, van=van, lots=lots)
+    return page(
+        request, "work_order.html", person, order=order, van=van, lots=lots, kept=_kept(connection, person, order)
+    )
+
+
+def _kept(connection: Connection, person: Person, order: dict[str, Any]) -> dict[str, Any]:
+    moves = {kind: _operation_id(order["id"], kind) for kind in ("pick", "return")}
+    return keeping.kept_of(connection, person, order, moves)
 
 
 @router.post("/work-orders/{work_order_id}/pick")
@@ -287,6 +294,7 @@ def visit(
         door=reading.door_state(connection, stop["dispenser_id"]),
         closing=closing,
         nonce=uuid.uuid4().hex,
+        kept=_kept(connection, person, order),
     )
 
 

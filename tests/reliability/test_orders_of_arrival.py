@@ -17,12 +17,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import text
 
 from fleet_server.database import Database
 from fleet_server.devices import fleet
 from fleet_server.ledger.audit import audit
 from fleet_server.ledger.operations import SlotOperation
-from fleet_server.ledger.reading import balances, slot_stock
+from fleet_server.ledger.reading import slot_stock
 from protocol.messages import DoorClosed, DoorOpened, Outcome, SlotPlan
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine
@@ -87,9 +88,10 @@ class Side:
         enter(self.database, self.operations[number])
 
     def accounts(self) -> dict[tuple[str, str, str], int]:
+        query = text("SELECT account, product, lot, units FROM balances WHERE units <> 0 AND strpos(account, :id) > 0")
         with self.database.begin() as connection:
-            rows = [row for row in balances(connection) if self.id in row.account]
-        return {(row.account.replace(self.id, "HERE"), row.product, row.lot): row.units for row in rows if row.units}
+            rows = connection.execute(query, {"id": self.id}).all()
+        return {(row.account.replace(self.id, "HERE"), row.product, row.lot): row.units for row in rows}
 
     def queues(self) -> dict[int, list[tuple[str, int]]]:
         with self.database.begin() as connection:

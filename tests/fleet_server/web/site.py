@@ -52,15 +52,16 @@ class Site:
 
 
 @contextmanager
-def serving(database_url: str, people: Sequence[str] = ROLES, **given: Any) -> Iterator[Site]:
-    """Run a server over this database until the block ends; each of `people` costs a slow hash."""
+def serving(database_url: str, people: Sequence[str] = ROLES, port: int = 0, **given: Any) -> Iterator[Site]:
+    """Run a server over this database until the block ends; each of `people` costs a slow hash. `port` 0: any."""
     database = Database(database_url)
     with database.begin() as connection:
         for role in people:
             depot = "HUANGDAO" if role == "restocker" else None
             auth.add_user(connection, role, role, PASSWORD, system_now(), depot)
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.bind(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
     chosen: dict[str, Any] = {"roles": ("web",), "production": False, "cookie_secure": False} | given
     settings = Settings(database_url=database_url, **chosen)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", server_header=False))
