@@ -15,7 +15,7 @@ from fleet_server.jobs.clockwork import clock_of
 from fleet_server.jobs.schedule import Scheduler, jobs_of
 from fleet_server.jobs.work import Kept
 from fleet_server.settings import Settings
-from fleet_server.web import api, pages, problems, recovery_api, shell
+from fleet_server.web import api, pages, problems, recovery_api, shell, visit_pages
 from fleet_server.web.context import Services
 
 
@@ -66,5 +66,6 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(api.router)
         app.include_router(recovery_api.router)
         app.include_router(pages.router, include_in_schema=False)
+        app.include_router(visit_pages.router, include_in_schema=False)
         app.mount("/static", StaticFiles(directory=Path(pages.__file__).parent / "static"), name="static")
     return app

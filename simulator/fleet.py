@@ -13,6 +13,7 @@ from typing import Any, Final
 from protocol.topics import Channel
 from simulator import collector
 from simulator.bridges import Bridge
+from simulator.by_hand import Hands
 from simulator.machine import SimulatedMachine
 from simulator.phone import Phone
 from simulator.real_time import monotonic, pause
@@ -284,6 +285,7 @@ class Fleet:
         """Go on in real time, or faster by a factor, until told to stop."""
         began_s, base_ms = monotonic(), self.now_ms
         heard_s = saved_s = began_s
+        hands = Hands(self.machines, speed)
         while not stop():
             arrived = self._bridge.take(0.05)
             while arrived is not None:
@@ -299,6 +301,7 @@ class Fleet:
                     machine.deliver()
             if quiet:
                 heard_s = monotonic()
+            hands.lend(self.crew.at_work)
             self._run_desk_live()
             if monotonic() - saved_s > SAVE_EVERY_S:
                 saved_s = monotonic()

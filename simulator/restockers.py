@@ -61,6 +61,8 @@ class Crew:
         self._near_expiry = timedelta(days=world.parameters.number("visits.near_expiry_days"))
         self._phone = phone or Phone(restocker, now_ms)
         self._mistakes: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self.at_work: set[str] = set()
+        """Machines at which somebody is."""
         self.stays_home = False
         """Nobody releases a plan, and nobody drives."""
 
@@ -131,6 +133,7 @@ class Crew:
         if obstacle is not None:
             self._try(lambda: self._restocker.post(f"/visits/{visit_id}/skip", obstacle))
             return
+        self.at_work.add(machine.id)
         self._try(lambda: self._restocker.post(f"/visits/{visit_id}/arrive"))
         if machine.online:
             self._try(lambda: self._collect(self._restocker.post(f"/visits/{visit_id}/unlock")["messages_sent"]))
@@ -167,6 +170,7 @@ class Crew:
             if self._closed(visit_id):
                 break
             yield CLOSING_PAUSE_MS
+        self.at_work.discard(machine.id)
 
     def _work_on_slots(
         self,

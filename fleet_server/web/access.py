@@ -57,6 +57,7 @@ ACCESS: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/language/{language}"): PUBLIC,
     ("GET", "/"): EVERYBODY,
     ("GET", "/dispensers/{dispenser_id}"): STAFF,
+    ("GET", "/faults"): DESK,
     ("GET", "/plan"): DESK,
     ("POST", "/plan"): frozenset({D, A}),
     ("POST", "/plan/{plan_id}/release"): frozenset({D, A}),

@@ -72,6 +72,7 @@ def person(request: Request, parts: Annotated[Services, Depends(services)]) -> P
     if allowed is None:
         raise ForbiddenError("route", f"{request.method} {path}", "a route of the access table")
     found, by_cookie = _recognise(request, parts)
+    request.state.person = found
     if allowed == PUBLIC:
         return found
     if found is None:

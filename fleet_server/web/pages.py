@@ -1,10 +1,9 @@
 """The pages: server-rendered, in Chinese and English, usable on a phone."""
 
-import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
@@ -17,22 +16,18 @@ from fleet_server.auth.service import Person
 from fleet_server.clock import system_now
 from fleet_server.database import Connection
 from fleet_server.devices import fleet
-from fleet_server.errors import InputError
-from fleet_server.ledger import depot, reading
+from fleet_server.faults.store import OpenFault, open_faults
+from fleet_server.ledger import depot
 from fleet_server.planning import service as planning
-from fleet_server.planning.planner import NEAR_EXPIRY
 from fleet_server.seed import DEPOT
-from fleet_server.web import health, keeping, views, words
+from fleet_server.web import health, views, words
 from fleet_server.web import models as m
-from fleet_server.web.api import own_order, own_visit, sign_in_person
+from fleet_server.web.api import sign_in_person
 from fleet_server.web.context import Now, Parts, SignedIn, Transaction, cookie_name
 from fleet_server.web.i18n import LANGUAGES, catalogue
-from fleet_server.workorders import service as workorders
-from fleet_server.workorders import store as workorders_store
 
 router = APIRouter()
 templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
-NAMESPACE: Final = uuid.UUID("6b0b2f57-4c1e-4d0b-9d53-1d2f6f3c0a11")
 FACTS_PER_PAGE: Final = 30
 
 
@@ -62,13 +57,26 @@ def page(request: Request, name: str, person: Person | None, status: int = 200, 
 
 
 def error_page(request: Request, status: int, detail: str) -> Response:
-    """Say what went wrong, with a way back."""
-    return page(request, "error.html", None, status, detail=detail, code=status)
+    """Say what went wrong in plain words, with a way back; `detail` is for whoever looks after the server."""
+    person = getattr(request.state, "person", None)
+    return page(request, "error.html", person, status, detail=detail, code=status, back=_page_before(request))
+
+
+def product_names(request: Request, connection: Connection) -> Callable[[str], str]:
+    """Name products by their codes, in the reader's language; a code without a name stays what it is."""
+    is_chinese = language(request) == "zh"
+    names = {p.code: p.name_zh if is_chinese else p.name_en for p in fleet.list_products(connection)}
+    return lambda code: names.get(code, code)
 
 
 def go(path: str) -> Response:
     """Show another page after a form."""
     return RedirectResponse(path, 303)
+
+
+def _page_before(request: Request) -> str:
+    before = request.headers.get("referer", "/")
+    return "/" + before.partition("//")[2].partition("/")[2] if "//" in before else "/"
 
 
 # ---------------------------------------------------------------- session and language
@@ -106,9 +114,7 @@ def sign_out(person: SignedIn, connection: Transaction, parts: Parts) -> Respons
 
 @router.get("/language/{language}")
 def choose_language(language: str, request: Request, parts: Parts) -> Response:
-    back = request.headers.get("referer", "/")
-    path = "/" + back.partition("//")[2].partition("/")[2] if "//" in back else "/"
-    response = go(path)
+    response = go(_page_before(request))
     if language in LANGUAGES:
         response.set_cookie(
             "language",
@@ -158,12 +164,22 @@ def dispenser(
     before = None if before_stream is None or before_seq is None else (before_stream, before_seq)
     item = views.detail(connection, dispenser_id, now)
     facts = views.facts(connection, dispenser_id, before, FACTS_PER_PAGE)
-    names = {product.code: product for product in fleet.list_products(connection)}
+    product = product_names(request, connection)
     soon = (now + timedelta(days=30)).date()
     more = len(facts) == FACTS_PER_PAGE
     return page(
-        request, "dispenser.html", person, item=item, facts=facts, products=names, soon=soon, now=now, more=more
+        request, "dispenser.html", person, item=item, facts=facts, product=product, soon=soon, now=now, more=more
     )
+
+
+@router.get("/faults")
+def faults(request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
+    by_code: dict[str, list[OpenFault]] = {}
+    for fault in open_faults(connection):
+        by_code.setdefault(fault.code, []).append(fault)
+    kinds = sorted(by_code.items(), key=lambda kind: words.urgency(kind[0]))
+    names = {d.id: d for d in fleet.list_dispensers(connection)}
+    return page(request, "faults.html", person, kinds=kinds, dispensers=names, now=now)
 
 
 @router.get("/health")
@@ -175,10 +191,12 @@ def health_page(request: Request, person: SignedIn, connection: Transaction, par
 
 
 @router.get("/plan")
-def plan(request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
+def plan_page(request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
     plans = planning.list_plans(connection, 1)
     names = {d.id: d for d in fleet.list_dispensers(connection)}
-    return page(request, "plan.html", person, plan=plans[0] if plans else None, dispensers=names, now=now)
+    product = product_names(request, connection)
+    plan = plans[0] if plans else None
+    return page(request, "plan.html", person, plan=plan, dispensers=names, product=product, now=now)
 
 
 @router.post("/plan")
@@ -193,214 +211,6 @@ def release_plan(plan_id: str, connection: Transaction, now: Now) -> Response:
     return go("/work-orders")
 
 
-# ---------------------------------------------------------------- work orders
-
-
-@router.get("/work-orders")
-def work_orders(request: Request, person: SignedIn, connection: Transaction) -> Response:
-    orders = [r for r in workorders_store.read_orders(connection) if person.depot_id in {None, r["depot_id"]}]
-    return page(request, "work_orders.html", person, orders=orders, kept=keeping.kept_here(connection, person))
-
-
-@router.get("/work-orders/{work_order_id}")
-def work_order(work_order_id: str, request: Request, person: SignedIn, connection: Transaction) -> Response:
-    order = own_order(connection, work_order_id, person)
-    van = depot.van_stock(connection, workorders.van_of(work_order_id))
-    lots = {(line.product, line.lot): line for line in depot.depot_stock(connection, order["depot_id"])}
-    return page(
-        request, "work_order.html", person, order=order, van=van, lots=lots, kept=_kept(connection, person, order)
-    )
-
-
-def _kept(connection: Connection, person: Person, order: dict[str, Any]) -> dict[str, Any]:
-    moves = {kind: _operation_id(order["id"], kind) for kind in ("pick", "return")}
-    return keeping.kept_of(connection, person, order, moves)
-
-
-@router.post("/work-orders/{work_order_id}/pick")
-async def pick(work_order_id: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
-    form = await request.form()
-    with parts.database.begin() as connection:
-        order = own_order(connection, work_order_id, person)
-        lines = []
-        for stop in order["stops"]:
-            for item in stop["picks"]:
-                field = f"pick-{stop['visit_id']}-{item['slot']}-{item['lot']}"
-                packs = _packs(field, form.get(field, str(item["planned"])))
-                line = workorders.PickLine(stop["dispenser_id"], item["slot"], item["product"], item["lot"], packs)
-                lines.append(line)
-        operation_id = _operation_id(work_order_id, "pick")
-        workorders.pick(connection, work_order_id, operation_id, lines, person.actor, now)
-    return go(f"/work-orders/{work_order_id}")
-
-
-@router.post("/work-orders/{work_order_id}/return")
-async def give_back(work_order_id: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
-    form = await request.form()
-    with parts.database.begin() as connection:
-        own_order(connection, work_order_id, person)
-        lines = []
-        for item in depot.van_stock(connection, workorders.van_of(work_order_id)):
-            field = f"return-{item.product}-{item.lot}"
-            lines.append(
-                depot.StockLine(item.product, item.lot, _packs(field, form.get(field, str(max(0, item.units)))))
-            )
-        operation_id = _operation_id(work_order_id, "return")
-        workorders.give_back(connection, work_order_id, operation_id, lines, person.actor, now)
-    return go(f"/work-orders/{work_order_id}")
-
-
-def _packs(field: str, value: Any) -> int:
-    text = str(value).strip()
-    if not text.isdecimal() or int(text) > workorders.PACKS_MAX:
-        raise InputError(field, text, f"a whole number from 0 to {workorders.PACKS_MAX}")
-    return int(text)
-
-
-def _operation_id(*parts: object) -> str:
-    """The same form sent twice is the same operation."""
-    return uuid.uuid5(NAMESPACE, "/".join(str(part) for part in parts)).hex
-
-
-# ---------------------------------------------------------------- one visit
-
-
-@router.get("/visits/{visit_id}")
-def visit(
-    visit_id: str, request: Request, person: SignedIn, connection: Transaction, now: Now, *, closing: bool = False
-) -> Response:
-    stop = own_visit(connection, visit_id, person)
-    order = workorders.get(connection, stop["work_order_id"])
-    mine = next(item for item in order["stops"] if item["visit_id"] == stop["visit_id"])
-    entries = reading.entries_of_visit(connection, stop["visit_id"])
-    item = views.detail(connection, stop["dispenser_id"], now)
-    today = now.date()
-    due_out = [
-        (slot, run, "expired" if run.expires_on <= today else "near_expiry")
-        for slot in item.slots
-        for run in slot.queue
-        if run.expires_on is not None and run.expires_on <= today + NEAR_EXPIRY
-    ]
-    return page(
-        request,
-        "visit.html",
-        person,
-        stop=mine,
-        order=order,
-        item=item,
-        counts=[entry for entry in entries if entry.kind == "count"],
-        moves=[entry for entry in entries if entry.kind != "count"],
-        due_out=due_out,
-        door=reading.door_state(connection, stop["dispenser_id"]),
-        closing=closing,
-        nonce=uuid.uuid4().hex,
-        kept=_kept(connection, person, order),
-    )
-
-
-@router.get("/visits/{visit_id}/door")
-def door(visit_id: str, request: Request, person: SignedIn, connection: Transaction) -> Response:
-    stop = own_visit(connection, visit_id, person)
-    return page(request, "door.html", person, stop=stop, door=reading.door_state(connection, stop["dispenser_id"]))
-
-
-@router.post("/visits/{visit_id}/{step}")
-async def visit_step(visit_id: str, step: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
-    form = {name: str(value) for name, value in (await request.form()).items()}
-    refused: list[str] = []
-    waits = False
-    with parts.database.begin() as connection:
-        stop = own_visit(connection, visit_id, person)
-        match step:
-            case "arrive":
-                workorders.arrive(connection, stop, now)
-            case "unlock":
-                workorders.unlock(connection, stop, now)
-            case "count":
-                refused = _enter(connection, stop, _counts(connection, visit_id, form, now), person, now)
-            case "refill":
-                refused = _enter(connection, stop, _refills(connection, visit_id, form, now), person, now)
-            case "close" if workorders.awaits_door(connection, stop):
-                waits = True
-            case "close":
-                workorders.close(connection, stop, now)
-            case "skip":
-                workorders.skip(connection, stop, form.get("reason", ""), now, _cause(form.get("cause", "other")))
-            case _:
-                raise InputError("step", step, "arrive, unlock, count, refill, close or skip")
-    if step == "unlock" and parts.ingest is not None:
-        parts.ingest.flush()
-    if refused:
-        raise InputError("entries", len(refused), "; ".join(refused[:3]))
-    return _after(request, stop, step, waits=waits)
-
-
-def _after(request: Request, stop: dict[str, Any], step: str, *, waits: bool) -> Response:
-    """Show what comes next; a page that waits for the machine asks again and again, and goes on as a whole."""
-    asks = "hx-request" in request.headers
-    if waits:
-        return Response(status_code=204) if asks else go(f"/visits/{stop['visit_id']}?closing=1")
-    path = f"/work-orders/{stop['work_order_id']}" if step in {"close", "skip"} else f"/visits/{stop['visit_id']}"
-    return Response(status_code=204, headers={"hx-redirect": path}) if asks else go(path)
-
-
-def _cause(word: str) -> Literal["blocked", "missing", "other"]:
-    match word:
-        case "blocked" | "missing" | "other":
-            return word
-        case _:
-            raise InputError("cause", word, "blocked, missing or other")
-
-
-def _enter(
-    connection: Connection, stop: dict[str, Any], entries: list[workorders.Entered], person: Person, now: Any
-) -> list[str]:
-    results = workorders.enter(connection, stop, entries, person.actor, now)
-    return [detail for _, verdict, detail in results if verdict in {"refused", "conflicting"}]
-
-
-def _session(form: dict[str, str]) -> str | None:
-    code = form.get("session", "").strip()
-    if code and not (code.isdecimal() and len(code) == 6):  # noqa: PLR2004 - six digits, as the machine shows them
-        raise InputError("session", code, "the six digits that the machine shows")
-    return code or None
-
-
-def _counts(connection: Connection, visit_id: str, form: dict[str, str], now: Any) -> list[workorders.Entered]:
-    step = len(reading.entries_of_visit(connection, visit_id))
-    session = _session(form)
-    entries: list[workorders.Entered] = []
-    for name, value in sorted(form.items()):
-        if name.startswith("count-") and value.strip():
-            slot = _packs("slot", name.removeprefix("count-"))
-            operation_id = _operation_id(visit_id, form.get("nonce"), "count", slot)
-            counted = _packs(name, value)
-            entry = workorders.Entered(operation_id, step + len(entries), session, now, "count", slot, counted=counted)
-            entries.append(entry)
-    return entries
-
-
-def _refills(connection: Connection, visit_id: str, form: dict[str, str], now: Any) -> list[workorders.Entered]:
-    before = reading.entries_of_visit(connection, visit_id)
-    session = _session(form) or next((entry.session for entry in before if entry.session), None)
-    entries: list[workorders.Entered] = []
-    for name, value in sorted(form.items()):
-        kind, _, rest = name.partition("-")
-        if kind not in {"refill", "expired", "near_expiry"} or not value.strip() or _packs(name, value) == 0:
-            continue
-        slot_text, _, lot = rest.partition("-")
-        slot, packs = _packs("slot", slot_text), _packs(name, value)
-        operation_id = _operation_id(visit_id, form.get("nonce"), kind, slot, lot)
-        entries.append(
-            workorders.Entered(
-                operation_id, len(before) + len(entries), session, now, "refill" if kind == "refill" else "remove", slot,
-                lot=lot, packs=packs, reason=kind if kind != "refill" else None,
-            )
-        )  # fmt: skip
-    # What is removed makes room for what is filled in.
-    return sorted(entries, key=lambda entry: entry.kind == "refill")
-
-
 # ---------------------------------------------------------------- depot
 
 
@@ -408,6 +218,6 @@ def _refills(connection: Connection, visit_id: str, form: dict[str, str], now: A
 def depot_page(request: Request, person: SignedIn, connection: Transaction, now: Now) -> Response:
     depot_id = person.depot_id or DEPOT
     stock = depot.depot_stock(connection, depot_id)
-    names = {product.code: product for product in fleet.list_products(connection)}
     near = (now + timedelta(days=180)).date()
-    return page(request, "depot.html", person, depot=depot_id, stock=stock, products=names, near=near)
+    product = product_names(request, connection)
+    return page(request, "depot.html", person, depot=depot_id, stock=stock, product=product, near=near)

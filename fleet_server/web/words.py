@@ -1,10 +1,13 @@
 """Facts, reasons and faults in words, in the reader's language."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from fleet_server.clock import LOCAL
+from fleet_server.ledger.fold import UNKNOWN
+from fleet_server.web.models import QueuedLot
 
 Say = Callable[[str], str]
 
@@ -73,6 +76,59 @@ FAULTS = {
     "STREAM_GAP": N_("reports lost for good"),
     "FACT_QUARANTINED": N_("unreadable report"),
 }
+LOOK = N_("Have somebody look at it today. The plan brings a visit, too.")
+REPAIR = N_("The plan brings a visit: repair it there.")
+REFILL = N_("The next plan refills it.")
+COUNT = N_("Count the slots at the next visit: that puts the book right.")
+TODO = {
+    "THEFT": LOOK,
+    "VANDALISM": LOOK,
+    "DOOR_OPEN_UNAUTH": LOOK,
+    "DOOR_LEFT_OPEN": LOOK,
+    "OVER_TEMP_ALARM": N_(
+        "Decide whether the lots in it may stay: heat spoils them, and nothing is discarded by itself."
+    ),
+    "OVER_TEMP_WARN": N_("Look for shade and air. If it lasts, decide whether the lots in it may stay."),
+    "HIGH_HUMIDITY": N_("Look for shade and air. If it lasts, decide whether the lots in it may stay."),
+    "EXPIRED_IN_SLOT": N_("The machine gives none of it. Have it taken out at the next visit."),
+    "POWER_LOSS": N_("Ask the site about its mains: the battery lasts for some hours."),
+    "BATTERY_LOW": N_("Ask the site about its mains: the battery lasts for some hours."),
+    "NET_LOSS": N_("Nothing is lost meanwhile. If it lasts for a day, ask the site, and have the modem restarted."),
+    "VMC_OFFLINE": REPAIR,
+    "SLOT_JAM": REPAIR,
+    "SLOT_HELIX": REPAIR,
+    "SLOT_MOTOR_ABSENT": REPAIR,
+    "DROP_SENSOR_BLOCKED": REPAIR,
+    "LOCK_FAULT": REPAIR,
+    "READER_FAULT": REPAIR,
+    "DOOR_SWITCH_FAULT": REPAIR,
+    "SIM_FAULT": REPAIR,
+    "TEMP_SENSOR_FAULT": REPAIR,
+    "STORAGE_DAMAGED": N_("Change the memory card at the next visit, and count the slots."),
+    "STREAM_FORKED": N_("Use a new memory card, and count the slots at the next visit."),
+    "STREAM_REPLACED": COUNT,
+    "STREAM_GAP": COUNT,
+    "BOOK_BELOW_ZERO": COUNT,
+    "DROP_NOT_SEEN": COUNT,
+    "LOT_CLAIM_DIFFERS": COUNT,
+    "STOCK_CLAIM_DIFFERS": COUNT,
+    "COUNT_DUE": COUNT,
+    "FACT_QUARANTINED": N_("Update the server: until then the report is kept as it came."),
+    "ACCESS_BLOCKED": N_("Arrange with the site when somebody can get in."),
+    "STORAGE_FULL": N_("It ends when the machine has a link again. If it has one, change its memory card."),
+    "NET_WEAK": N_("Have the aerial looked at, at the next visit."),
+    "COMM_RELIABILITY_LOW": N_("Have the aerial looked at, at the next visit."),
+    "CLOCK_DRIFT": N_("It ends when the machine gets the time again. If it lasts, restart it at the next visit."),
+    "SLOT_EMPTY": REFILL,
+    "LOW_STOCK": REFILL,
+}
+"""What a fault asks of people, the most urgent first."""
+ORDERS = {
+    "done": N_("done"),
+    "failed": N_("failed"),
+    "expired": N_("too late"),
+    "refused": N_("refused"),
+}
 JOBS = {
     "watch_expiry": N_("look for expired lots"),
     "watch_counts": N_("ask for stock counts"),
@@ -131,7 +187,8 @@ def fact_words(fact: dict[str, Any] | None, kind: str | None, _: Say) -> str:  #
         case "stock_level":
             return _("daily stock report")
         case "order_result":
-            return _("order: {outcome}").format(outcome=fact["outcome"])
+            became = ORDERS[fact["outcome"]]
+            return _("order: {outcome}").format(outcome=_(became))
         case "config_applied":
             return _("settings {version} applied").format(version=fact["version"])
         case "clock_changed":
@@ -145,13 +202,46 @@ def fault_words(code: str, _: Say) -> str:
     return _(FAULTS[code]) if code in FAULTS else code
 
 
-def reason_words(reason: dict[str, Any], _: Say) -> str:  # noqa: PLR0911 - one arm a reason
-    """Say why a stop is in the plan."""
+def todo_words(code: str, _: Say) -> str:
+    """Say what a fault asks of people; nothing of one that is not known."""
+    return _(TODO[code]) if code in TODO else ""
+
+
+def urgency(code: str) -> int:
+    """Return the place of a fault among all, the most urgent first; one that is not known comes last."""
+    return list(TODO).index(code) if code in TODO else len(TODO)
+
+
+def lot_words(lot: str, _: Say) -> str:
+    """Name a lot; packs of which only a count tells have none."""
+    return _("lot unknown") if lot == UNKNOWN else lot
+
+
+def merged(queue: Sequence[QueuedLot]) -> list[QueuedLot]:
+    """Return a queue with its neighbours of one lot as one entry: they came at different visits."""
+    runs: list[QueuedLot] = []
+    for run in queue:
+        if runs and (runs[-1].product, runs[-1].lot) == (run.product, run.lot):
+            runs[-1] = runs[-1].model_copy(update={"packs": runs[-1].packs + run.packs})
+        else:
+            runs.append(run)
+    return runs
+
+
+def reason_words(reason: dict[str, Any], _: Say, product: Say) -> str:  # noqa: PLR0911 - one arm a reason
+    """Say why a stop is in the plan; `product` names a product."""
+    if "product" in reason:
+        reason = reason | {"product": product(reason["product"])}
     match reason["code"]:
         case "empty":
             return _("{product} out of stock").format(**reason)
         case "low":
-            return _("{product} low: {stock} left, minimum {minimum}, {per_day} a day").format(**reason)
+            return _("{product} low: {stock} left, minimum {minimum}, {per_day} a day").format(
+                product=reason["product"],
+                stock=reason["stock"],
+                minimum=math.ceil(reason["minimum"]),
+                per_day=round(reason["per_day"], 1),
+            )
         case "first_load":
             return _("first load")
         case "fault":

@@ -27,6 +27,9 @@ class StopState(StrEnum):
 OPEN_ORDERS: Final = frozenset({OrderState.RELEASED, OrderState.PICKED})
 """A work order that is still carried out."""
 
+OPEN_STOPS: Final = frozenset({StopState.PLANNED, StopState.ARRIVED})
+"""A stop at which something is still to be done."""
+
 ORDER_CHANGES: Final = {
     ("pick", OrderState.RELEASED): OrderState.PICKED,
     ("return", OrderState.PICKED): OrderState.CLOSED,

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Date, ForeignKey, Index, Integer, Table, Text, select, update
+from sqlalchemy import Column, Date, ForeignKey, Index, Integer, Table, Text, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from fleet_server.database import Connection, metadata
 from fleet_server.devices.store import MOMENT, dispensers
-from fleet_server.workorders.states import OPEN_ORDERS, StopState
+from fleet_server.workorders.states import OPEN_ORDERS, OPEN_STOPS, StopState
 
 work_orders = Table(
     "work_orders",
@@ -73,6 +73,13 @@ def read_orders(connection: Connection, state: str | None = None, limit: int = 5
         query = query.where(work_orders.c.state == state)
     query = query.order_by(work_orders.c.day.desc(), work_orders.c.id.desc()).limit(limit)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def count_stops(connection: Connection, order_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return of each work order how many stops it has, and how many of them are over."""
+    over = func.count().filter(stops.c.state.not_in(OPEN_STOPS))
+    query = select(stops.c.work_order_id, func.count(), over).where(stops.c.work_order_id.in_(order_ids))
+    return {row[0]: (row[1], row[2]) for row in connection.execute(query.group_by(stops.c.work_order_id))}
 
 
 def read_order(connection: Connection, order_id: str, *, lock: bool = False) -> dict[str, Any] | None:

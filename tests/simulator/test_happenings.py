@@ -23,6 +23,7 @@ from protocol.messages import (
     Unlock,
 )
 from protocol.topics import Channel
+from simulator.by_hand import Hands
 from simulator.faults import FORMS, Injection, InjectionError, Kind
 from simulator.machine import SimulatedMachine
 from simulator.world import HOUR_MS, World, day_start_ms, sites
@@ -150,6 +151,10 @@ class Played:
             if isinstance(fact, FaultRaised | FaultCleared):
                 words.append(("+" if isinstance(fact, FaultRaised) else "-") + fact.code)
         return words
+
+    def doors(self) -> list[str]:
+        kinds = [decode_fact(line).kind for line in self.machine._outbox.lines_after(0)]
+        return [kind for kind in kinds if kind.startswith("door")]
 
     def ask(self, at_h: float, times: int = 1, slot: int = 1) -> "Played":
         """Visitors, five minutes apart."""
@@ -336,3 +341,22 @@ def test_the_same_seed_tells_the_same_facts_byte_for_byte(tmp_path: Path) -> Non
     one, other = lines("one"), lines("other")
     assert len(one) > 60
     assert one == other
+
+
+def test_hands_open_the_door_that_somebody_unlocked_and_leave_in_it_what_the_books_say(played: Played) -> None:
+    machine = played.machine
+    hands = Hands({machine.id: machine}, speed=1)
+    machine.board.coils[1] = ["GOOD"] * 7
+    hands.lend(())
+    played.until(0.2)
+    assert played.doors() == []  # nobody has unlocked it
+    played._unlock()
+    hands.lend((machine.id,))
+    played.until(0.3)
+    assert played.doors() == []  # one of the crew is there
+    hands.lend(())
+    hands.lend(())
+    played.until(0.5)
+    assert played.doors() == ["door_opened", "door_closed"]
+    assert machine.board.coils[1] == ["GOOD"] * 400
+    assert not machine.unlocked
