@@ -60,7 +60,7 @@ def take_visit(connection: Connection, kept: KeptVisit, person: Person, now: dat
     stop: dict[str, Any] = {
         "visit_id": kept.visit_id, "work_order_id": kept.work_order_id, "dispenser_id": kept.dispenser_id,
     }  # fmt: skip
-    known = workorders_store.read_stop(connection, kept.visit_id)
+    known = workorders_store.read_stop(connection, kept.visit_id, lock=True)
     if known is not None and any(known[name] != value for name, value in stop.items()):
         raise ConflictError(
             "visit_id", kept.visit_id, f"the visit of {known['dispenser_id']}, {known['work_order_id']}"

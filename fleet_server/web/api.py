@@ -273,9 +273,9 @@ def own_order(connection: Any, work_order_id: str, person: auth.Person) -> dict[
     return row
 
 
-def own_visit(connection: Any, visit_id: str, person: auth.Person) -> dict[str, Any]:
-    """Return a visit of the person's own depot."""
-    row = workorders.visit(connection, visit_id)
+def own_visit(connection: Any, visit_id: str, person: auth.Person, *, lock: bool = True) -> dict[str, Any]:
+    """Return a visit of the person's own depot, locked for whoever changes it."""
+    row = workorders.visit(connection, visit_id, lock=lock)
     _own_depot(row["depot_id"], person)
     return row
 

@@ -112,8 +112,14 @@ def now(parts: Annotated[Services, Depends(services)]) -> datetime:
     return parts.clock.now()
 
 
+async def fields(request: Request) -> dict[str, str]:
+    """The fields of a form. What then works with the database is no coroutine: it would stop the loop that ends others' transactions."""
+    return {name: str(value) for name, value in (await request.form()).items()}
+
+
 Parts = Annotated[Services, Depends(services)]
 SignedIn = Annotated[Person, Depends(signed_in)]
 Now = Annotated[datetime, Depends(now)]
+Fields = Annotated[dict[str, str], Depends(fields)]
 # With scope "function" the commit comes before the reply: a 200 is never said of what then fails.
 Transaction = Annotated[Connection, Depends(transaction, scope="function")]

@@ -12,7 +12,7 @@ from fleet_server.ledger import depot, reading
 from fleet_server.planning.planner import NEAR_EXPIRY
 from fleet_server.web import keeping, views
 from fleet_server.web.api import own_order, own_visit
-from fleet_server.web.context import Now, Parts, SignedIn, Transaction
+from fleet_server.web.context import Fields, Now, Parts, SignedIn, Transaction
 from fleet_server.web.pages import go, page, product_names
 from fleet_server.workorders import service as workorders
 from fleet_server.workorders import store as workorders_store
@@ -55,8 +55,7 @@ def _kept(connection: Connection, person: Person, order: dict[str, Any]) -> dict
 
 
 @router.post("/work-orders/{work_order_id}/pick")
-async def pick(work_order_id: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
-    form = await request.form()
+def pick(work_order_id: str, form: Fields, person: SignedIn, parts: Parts, now: Now) -> Response:
     with parts.database.begin() as connection:
         order = own_order(connection, work_order_id, person)
         lines = []
@@ -72,8 +71,7 @@ async def pick(work_order_id: str, request: Request, person: SignedIn, parts: Pa
 
 
 @router.post("/work-orders/{work_order_id}/return")
-async def give_back(work_order_id: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
-    form = await request.form()
+def give_back(work_order_id: str, form: Fields, person: SignedIn, parts: Parts, now: Now) -> Response:
     with parts.database.begin() as connection:
         own_order(connection, work_order_id, person)
         lines = []
@@ -106,7 +104,7 @@ def _operation_id(*parts: object) -> str:
 def visit(
     visit_id: str, request: Request, person: SignedIn, connection: Transaction, now: Now, *, closing: bool = False
 ) -> Response:
-    stop = own_visit(connection, visit_id, person)
+    stop = own_visit(connection, visit_id, person, lock=False)
     order = workorders.get(connection, stop["work_order_id"])
     mine = next(item for item in order["stops"] if item["visit_id"] == stop["visit_id"])
     entries = reading.entries_of_visit(connection, stop["visit_id"])
@@ -138,13 +136,14 @@ def visit(
 
 @router.get("/visits/{visit_id}/door")
 def door(visit_id: str, request: Request, person: SignedIn, connection: Transaction) -> Response:
-    stop = own_visit(connection, visit_id, person)
+    stop = own_visit(connection, visit_id, person, lock=False)
     return page(request, "door.html", person, stop=stop, door=reading.door_state(connection, stop["dispenser_id"]))
 
 
 @router.post("/visits/{visit_id}/{step}")
-async def visit_step(visit_id: str, step: str, request: Request, person: SignedIn, parts: Parts, now: Now) -> Response:
-    form = {name: str(value) for name, value in (await request.form()).items()}
+def visit_step(
+    visit_id: str, step: str, request: Request, form: Fields, person: SignedIn, parts: Parts, now: Now
+) -> Response:
     refused: list[str] = []
     waits = False
     with parts.database.begin() as connection:

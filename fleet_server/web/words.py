@@ -78,7 +78,6 @@ FAULTS = {
 }
 LOOK = N_("Have somebody look at it today. The plan brings a visit, too.")
 REPAIR = N_("The plan brings a visit: repair it there.")
-REFILL = N_("The next plan refills it.")
 COUNT = N_("Count the slots at the next visit: that puts the book right.")
 TODO = {
     "THEFT": LOOK,
@@ -119,8 +118,8 @@ TODO = {
     "NET_WEAK": N_("Have the aerial looked at, at the next visit."),
     "COMM_RELIABILITY_LOW": N_("Have the aerial looked at, at the next visit."),
     "CLOCK_DRIFT": N_("It ends when the machine gets the time again. If it lasts, restart it at the next visit."),
-    "SLOT_EMPTY": REFILL,
-    "LOW_STOCK": REFILL,
+    "SLOT_EMPTY": N_("The plan refills it once the machine runs low of that product."),
+    "LOW_STOCK": N_("The next plan refills it."),
 }
 """What a fault asks of people, the most urgent first."""
 ORDERS = {

@@ -117,9 +117,9 @@ def get(connection: Connection, order_id: str) -> dict[str, Any]:
     return order | {"stops": store.read_stops(connection, order_id)}
 
 
-def visit(connection: Connection, visit_id: str) -> dict[str, Any]:
-    """Return a visit, locked; raises NotFoundError."""
-    stop = store.read_stop(connection, visit_id)
+def visit(connection: Connection, visit_id: str, *, lock: bool = True) -> dict[str, Any]:
+    """Return a visit, locked for whoever changes it; raises NotFoundError."""
+    stop = store.read_stop(connection, visit_id, lock=lock)
     if stop is None:
         raise NotFoundError("visit_id", visit_id, "the id of a visit")
     return stop

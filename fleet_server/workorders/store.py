@@ -105,15 +105,14 @@ def read_stops(connection: Connection, order_id: str) -> list[dict[str, Any]]:
     return found
 
 
-def read_stop(connection: Connection, visit_id: str) -> dict[str, Any] | None:
-    """Return one stop with the depot of its work order, locked."""
+def read_stop(connection: Connection, visit_id: str, *, lock: bool) -> dict[str, Any] | None:
+    """Return one stop with the depot of its work order."""
     query = (
         select(stops, work_orders.c.depot_id, work_orders.c.state.label("order_state"))
         .join(work_orders, work_orders.c.id == stops.c.work_order_id)
         .where(stops.c.visit_id == visit_id)
-        .with_for_update(of=stops)
     )
-    row = connection.execute(query).mappings().first()
+    row = connection.execute(query.with_for_update(of=stops) if lock else query).mappings().first()
     return dict(row) if row else None
 
 
