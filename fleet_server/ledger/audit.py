@@ -9,14 +9,19 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fleet_server.database import Connection
 from fleet_server.ledger import audit_store
-from fleet_server.ledger.audit_chain import walk
+from fleet_server.ledger.audit_chain import Told, walk
+from fleet_server.ledger.audit_store import Anchor, Cause
 
 Key = tuple[str, str, str]
 """(account, product, lot)."""
+End = tuple[Cause, int | None, str, tuple[str, str]]
+"""One end of movements: their cause, the slot whose book made them, the account, and (product, lot)."""
+DETAILS_MAX: Final = 20
+"""So many differences of one kind in one place are told; more would say no more."""
 
 LEAVES = {"delivered": "dispensed", "unverified": "unverified", "in_doubt": "in_doubt"}
 LOST = {"expired": "expired", "damaged": "damaged", "damp": "damaged", "stolen": "stolen"}
@@ -59,13 +64,16 @@ def audit(connection: Connection) -> AuditReport:
     projected = Counter(audit_store.balances(connection))
     moved = Counter(audit_store.moved(connection))
     replay = Replay()
-    for place, rows in audit_store.histories(connection):
-        replay.place(place, rows)
+    for place, events in audit_store.histories(connection):
+        replay.place(place, events)
     differences = [
         *_compare("balances against movements", moved, projected),
         *_compare("movements against facts and operations", replay.accounts, moved),
-        *_books(replay, audit_store.books(connection)),
+        *(Difference("fact or operation that can be read", name, "", "", 1, 0) for name in replay.unreadable),
+        *_causes(connection, replay.seals),
+        *_books(replay.coils, audit_store.books(connection)),
         *_streams(connection),
+        *_rows(connection),
     ]
     return AuditReport(
         audit_store.count(connection, "movements"), replay.facts, replay.operations, len(moved), differences
@@ -78,30 +86,99 @@ def _compare(check: str, expected: Mapping[Key, int], found: Mapping[Key, int]) 
             yield Difference(check, *key, expected.get(key, 0), found.get(key, 0))
 
 
+def _causes(connection: Connection, expected: Counter[str]) -> Iterable[Difference]:
+    """Compare what each fact and each operation moved, when, and by whom: what sums do not show."""
+    found: Counter[str] = Counter()
+    for place, move in audit_store.moves(connection):
+        for key, units in ends(move):
+            found[place] += units * seal(key)
+    for place in sorted(place for place in expected.keys() | found.keys() if expected[place] != found[place]):
+        # Only here a history is held whole.
+        replay = Replay(details=Counter())
+        replay.place(place, audit_store.history(connection, place))
+        moved: Counter[End] = Counter()
+        for _, move in audit_store.moves(connection, place):
+            for key, units in ends(move):
+                moved[key] += units
+        told = replay.details or Counter()
+        differing = [key for key in told.keys() | moved.keys() if told[key] != moved[key]]
+        for key in sorted(differing, key=repr)[:DETAILS_MAX]:
+            cause, slot, account, pack = key
+            words = f"{cause.name} by {cause.actor} at {cause.at.isoformat()}, slot {slot}: {account}"
+            yield Difference("what each fact and operation moved", words, *pack, told[key], moved[key])
+
+
+def ends(move: audit_store.Move) -> tuple[tuple[End, int], tuple[End, int]]:
+    """Return what a movement takes from its source and brings to its target; what was rebooked cancels itself."""
+    source, target = ((move.cause, move.slot, account, move.pack) for account in (move.source, move.target))
+    return (source, -move.units), (target, move.units)
+
+
+def seal(key: End) -> int:
+    """Return a number that no other end has, in this process. Not the tuple's hash: differences of those hardly depend on the cause."""
+    (name, anchor, at, actor), slot, account, pack = key
+    return hash(f"{name} {anchor} {at} {actor} {slot} {account} {pack}")
+
+
 def _streams(connection: Connection) -> Iterable[Difference]:
     """Walk the stored bytes of every stream."""
     seen = 0
     for stream in audit_store.streams(connection):
         account = f"stream {stream.dispenser_id}/{stream.stream_no}"
-        walked = walk(stream, audit_store.lines(connection, stream.dispenser_id, stream.stream_no))
+        told = Told()
+        walked = walk(stream, told.passing(audit_store.lines(connection, stream.dispenser_id, stream.stream_no)))
         seen += walked.facts
         if walked.through_seq != stream.through_seq:
             yield Difference("seq contiguous", account, "", "", stream.through_seq, walked.through_seq)
         elif walked.digest != stream.digest:
             yield Difference("facts that the chain vouches for", account, "", "", stream.through_seq, 0)
+        elif walked.astray:
+            yield Difference("facts and holes beyond the cursor", account, "", "", 0, walked.astray)
+        for number in told.misnamed[:DETAILS_MAX]:
+            yield Difference("kind of a fact", f"{account}/{number}", "", "", 0, 1)
+        doors = audit_store.doors(connection, stream.dispenser_id, stream.stream_no)
+        if doors != told.doors:
+            yield Difference("door sessions that facts tell of", account, "", "", len(told.doors), len(doors))
     stored = audit_store.count(connection, "facts")
     if seen != stored:
         yield Difference("facts of a stream that is known", "facts", "", "", stored, seen)
 
 
-def _books(replay: "Replay", books: Iterable[tuple[str, int, dict[str, Any]]]) -> Iterable[Difference]:
-    """Compare the order of the lots in each coil, which balances do not show."""
-    for dispenser, slot, book in books:
-        held = [(product, lot) for product, lot, packs in book["queue"] for _ in range(packs)]
-        packs = replay.coils[dispenser, slot].packs
-        if held != packs:
-            account = f"slot/{dispenser}/{slot}"
-            yield Difference("order of the lots in the coil", account, "", "", len(packs), len(held))
+def _rows(connection: Connection) -> Iterable[Difference]:
+    for check, query in audit_store.ROWS.items():
+        for name in audit_store.wrong_rows(connection, query)[:DETAILS_MAX]:
+            yield Difference(check, name, "", "", 0, 1)
+
+
+def _books(
+    coils: Mapping[tuple[str, int], "Coil"], books: Iterable[tuple[tuple[str, int], dict[str, Any], Anchor]]
+) -> Iterable[Difference]:
+    """Compare the books, on which everything that comes next is booked: the order of the lots in each coil, and all else."""
+    missing = dict(coils)
+    for slot, book, last in books:
+        coil = missing.pop(slot, None) or Coil()
+        account = f"slot/{slot[0]}/{slot[1]}"
+        for check, expected, found in (
+            ("order of the lots in the coil", coil.packs, _packs(book["queue"])),
+            ("packs owed", coil.short, _packs(book["owed"])),
+            (
+                "vends that a count may settle",
+                coil.open_vends,
+                [(name, (p, lot)) for name, p, lot, _ in book["doubtful"]],
+            ),
+        ):
+            if expected != found:
+                yield Difference(check, account, "", "", len(expected), len(found))
+        if not coil.packs and coil.latest != (tuple(book["last"]) if book["last"] else None):
+            yield Difference("last lot of an empty coil", account, *(coil.latest or ("", "")), 1, 0)
+        if coil.last != last:
+            yield Difference("last entry of the book", account, "", "", (coil.last or (0, 0, 0))[1], last[1])
+    for dispenser, number in sorted(missing):
+        yield Difference("book of the slot", f"slot/{dispenser}/{number}", "", "", 1, 0)
+
+
+def _packs(runs: Iterable[tuple[str, str, int]]) -> list[tuple[str, str]]:
+    return [(product, lot) for product, lot, packs in runs for _ in range(packs)]
 
 
 @dataclass
@@ -112,34 +189,60 @@ class Coil:
     short: list[tuple[str, str]] = field(default_factory=list)
     open_vends: list[tuple[str, tuple[str, str]]] = field(default_factory=list)
     latest: tuple[str, str] | None = None
+    last: Anchor | None = None
+    """The anchor of its last entry."""
 
 
 class Replay:
-    """Plays the history of every place once more."""
+    """Plays the history of every place once more.
 
-    def __init__(self) -> None:
+    `seals` tell by place what each cause moved, as sums of hashes: equal where that is equal. `details` tell it in full.
+    """
+
+    def __init__(self, details: Counter[End] | None = None) -> None:
         self.accounts: Counter[Key] = Counter()
         self.coils: dict[tuple[str, int], Coil] = defaultdict(Coil)
+        self.seals: Counter[str] = Counter()
+        self.details = details
+        self.unreadable: list[str] = []
         self.facts = 0
         self.operations = 0
 
     def move(self, source: str, target: str, pack: tuple[str, str], units: int = 1) -> None:
         self.accounts[source, *pack] -= units
         self.accounts[target, *pack] += units
+        for key, moved in ends(audit_store.Move(self._cause, self._slot, source, target, pack, units)):
+            self.seals[self._place] += moved * seal(key)
+            if self.details is not None:
+                self.details[key] += moved
 
-    def place(self, place: str, rows: Iterable[tuple[str, Any]]) -> None:
+    def place(self, place: str, events: Iterable[audit_store.Event]) -> None:
         """Replay one place's events, which come in the order of their anchors."""
-        for kind, value in rows:
-            if kind == "fact":
-                self.facts += 1
-                self._fact(place, json.loads(value))
-            else:
-                self.operations += 1
-                self._operation(place, value)
+        self._place = place
+        for value, self._cause in events:
+            self._slot: int | None = None
+            try:
+                if isinstance(value, bytes):
+                    self.facts += 1
+                    self._fact(place, json.loads(value))
+                else:
+                    self.operations += 1
+                    self._operation(place, value)
+            except (ValueError, LookupError, TypeError, AttributeError):
+                # Somebody wrote it anew: what it moves is missing, and so it is told.
+                self.unreadable.append(self._cause.name)
+
+    def _coil(self, place: str, slot: int) -> Coil:
+        coil = self.coils[place, slot]
+        self._slot, coil.last = slot, self._cause.anchor
+        return coil
 
     def _fact(self, place: str, fact: dict[str, Any]) -> None:
-        slot = fact["slot"]
+        slot: int = fact.get("slot", 0)  # a stock_level speaks of several
         match fact["kind"]:
+            case "stock_level":
+                for claim in fact["slots"]:
+                    self._coil(place, claim["slot"])
             case "vend":
                 became = LEAVES.get(fact["outcome"])
                 if became:
@@ -172,7 +275,7 @@ class Replay:
                 self._unload(place, payload["slot"], pack, payload["packs"], target)
 
     def _vend(self, place: str, slot: int, became: str, product: str | None) -> None:
-        coil = self.coils[place, slot]
+        coil = self._coil(place, slot)
         if coil.packs:
             pack = coil.packs.pop(0)
             coil.latest = pack
@@ -184,7 +287,7 @@ class Replay:
         self.move(f"slot/{place}/{slot}", f"{became}/{place}", pack)
 
     def _load(self, place: str, slot: int, pack: tuple[str, str], packs: int, source: str) -> None:
-        coil = self.coils[place, slot]
+        coil = self._coil(place, slot)
         behind = len(coil.packs)
         while behind and coil.packs[behind - 1][1] == "?":
             behind -= 1
@@ -194,7 +297,7 @@ class Replay:
         self.move(source, f"slot/{place}/{slot}", pack, packs)
 
     def _unload(self, place: str, slot: int, pack: tuple[str, str], packs: int, target: str) -> None:
-        coil = self.coils[place, slot]
+        coil = self._coil(place, slot)
         for _ in range(packs):
             if pack in coil.packs:
                 coil.packs.remove(pack)
@@ -205,7 +308,7 @@ class Replay:
         self.move(f"slot/{place}/{slot}", target, pack, packs)
 
     def _count(self, place: str, slot: int, counted: int) -> None:
-        coil, own = self.coils[place, slot], f"slot/{place}/{slot}"
+        coil, own = self._coil(place, slot), f"slot/{place}/{slot}"
         more = counted - (len(coil.packs) - len(coil.short))
         for became in ("in_doubt", "unverified"):
             for pack in [pack for name, pack in coil.open_vends if name == became]:

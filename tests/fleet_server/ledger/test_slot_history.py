@@ -11,8 +11,8 @@ from fleet_server.faults.store import open_faults
 from fleet_server.ledger.audit import audit
 from fleet_server.ledger.fold import UNKNOWN, Added, Anchor, Anchored, Counted, Removed, Run, SlotBook, Taken
 from fleet_server.ledger.movements import Verdict
-from fleet_server.ledger.reading import balances, slot_stock
-from protocol.messages import Outcome
+from fleet_server.ledger.reading import balances, door_state, slot_stock
+from protocol.messages import DoorOpened, Outcome
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine
 
@@ -45,6 +45,17 @@ def test_a_refill_of_a_door_session_stands_in_the_slot_and_left_the_van(database
     assert queue_of(database) == [("L1", 5)]
     assert balance_of(database, "van/T1") == -5
     assert differences(database) == []
+
+
+def test_a_door_that_was_open_when_its_card_went_keeps_no_visit_from_being_closed(database: Database) -> None:
+    """Nobody tells any more that it was closed."""
+    machine = Machine()
+    send(database, machine.tell(DoorOpened(**machine.when(), session="111111", authorised=True)))
+    with database.begin() as connection:
+        assert door_state(connection, "HD-001").open
+    send(database, Machine().vend())
+    with database.begin() as connection:
+        assert not door_state(connection, "HD-001").open
 
 
 def test_what_is_loaded_first_comes_out_first(database: Database) -> None:
