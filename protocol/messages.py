@@ -320,7 +320,7 @@ class Ack(AckBase):
 
 
 class Gap(AckBase):
-    """The batch began beyond the cursor: send again from `through_seq + 1`."""
+    """Send again from `through_seq + 1`: the batch began beyond that, or, unasked, what was on its way is lost."""
 
     kind: Literal["gap"] = "gap"
 

@@ -10,7 +10,7 @@ from fleet_server.database import Connection
 from fleet_server.devices import arrivals, gap_store, outgoing, store
 from fleet_server.devices.machines import Cursor
 from fleet_server.faults.store import FaultChange
-from fleet_server.ingest.answers import Answers, Reply
+from fleet_server.ingest.answers import Answers, Kind, Reply
 from fleet_server.ingest.effects import consequences
 from fleet_server.ingest.times import Last, corrected, wall
 from fleet_server.ingest.trouble import Trouble
@@ -361,14 +361,19 @@ def _is_later(line: bytes, than: datetime | None) -> bool:
     return than is not None and fact.clock_trusted and wall(fact) > than
 
 
-def stand(connection: Connection, streams: Sequence[tuple[str, str]], now: datetime, epoch: int) -> list[Reply]:
-    """Say where we stand in streams, (dispenser_id, stream_id), unasked: in a new epoch that makes machines send again."""
+def stand(
+    connection: Connection, kind: Kind, streams: Sequence[tuple[str, str]], now: datetime, epoch: int
+) -> list[Reply]:
+    """Say unasked where we stand in streams, (dispenser_id, stream_id).
+
+    An Ack makes machines send again what a new epoch no longer has, a Gap also all that they have on their way.
+    """
     known = store.recent_cursors(connection, sorted({dispenser_id for dispenser_id, _ in streams}), RECENT_STREAMS)
     cursors = {(cursor.dispenser_id, cursor.stream_id): cursor for cursor in known}
     answers = Answers()
     for place in streams:
         cursor = cursors.get(place) or store.cursor_of(connection, *place)
-        answers.add(Ack, cursor or Cursor(place[0], 0, place[1], 0, first_digest(*place)), None)
+        answers.add(kind, cursor or Cursor(place[0], 0, place[1], 0, first_digest(*place)), None)
     return answers.replies(epoch, now)
 
 

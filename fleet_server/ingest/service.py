@@ -18,6 +18,8 @@ from protocol.topics import FROM_DISPENSER, Channel
 
 OBJECTS_BEFORE_COLLECTION: Final = 100_000
 OUTGOING_EVERY_S: Final = 0.5
+STAND_EVERY_S: Final = 0.1
+"""Ten thousand machines send again within two seconds, not at once."""
 
 log = structlog.get_logger()
 
@@ -96,7 +98,7 @@ class IngestService:
             self._progress.wait_for(lambda: self.handled >= messages, timeout_s)
 
     def _on_up(self) -> None:
-        """A message may have been lost with the connection: what is unanswered is sent again."""
+        """Messages may have been lost with the connection, in both directions: what is unanswered is sent again, and asked for."""
         self._resend.set()
         self._look_out.set()
 
@@ -133,9 +135,18 @@ class IngestService:
         self._resend.clear()
         try:
             due = self._worker.outbound(again=again)
+            self._broker.publish(due)
+            self.sent += len(due)
+            if again:
+                self._ask_again()
         except Exception:
             if again:
                 self._resend.set()
             raise
-        self._broker.publish(due)
-        self.sent += len(due)
+
+    def _ask_again(self) -> None:
+        """Have machines send what they had on their way while nobody listened, before their own time is up."""
+        for some in self._worker.where_we_stand():
+            self._broker.publish(some)
+            if self._stopping.wait(STAND_EVERY_S):
+                return

@@ -1,7 +1,7 @@
 """What ingest does with messages, whatever carries them: commit, answer, and compose what waits for machines."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -16,15 +16,18 @@ from fleet_server.database import Connection, Database
 from fleet_server.devices import arrivals, outgoing_store, store
 from fleet_server.devices.machines import Announcement, Answer, Outgoing
 from fleet_server.ingest import metrics
+from fleet_server.ingest.answers import Reply
 from fleet_server.ingest.apply import USELESS_MAX, Received, Transaction, stand
 from fleet_server.ingest.outbound import compose
 from protocol.codec import CodecError, decode_status, decode_vitals, encode
-from protocol.messages import Vitals
+from protocol.messages import Ack, Gap, Vitals
 from protocol.topics import Channel, TopicError, parse, topic
 from protocol.versions import MESSAGE_BYTES_MAX
 
 ANNOUNCEMENTS_MAX: Final = 8
 """Of one machine in one transaction: the last ones tell where it is."""
+STREAMS_AT_ONCE_MAX: Final = 500
+"""In which `where_we_stand` tells where we stand: their machines answer with all that they have on their way."""
 
 log = structlog.get_logger()
 
@@ -62,6 +65,10 @@ class Committed:
 
     answers: list[Outbound]
     news: bool
+
+
+def _to_machine(reply: Reply) -> Outbound:
+    return Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message))
 
 
 class Work:
@@ -110,7 +117,7 @@ class Work:
         self._heard_facts |= bool(facts)
         announced = {name: said[-1].stream_id for name, said in self._announcements.items() if said[-1].online}
         replies = self._transaction.take(facts, now, announced)
-        answers = [Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)) for reply in replies]
+        answers = [_to_machine(reply) for reply in replies]
         self._answers += answers
         return answers
 
@@ -134,8 +141,7 @@ class Work:
         ]
         if self._epoch == 1 or not streams:
             return
-        for reply in stand(self._connection, streams, now, self._epoch):
-            self._answers.append(Outbound(topic(reply.dispenser_id, Channel.ACK), encode(reply.message)))
+        self._answers += map(_to_machine, stand(self._connection, Ack, streams, now, self._epoch))
 
     def close(self) -> None:
         """End the transaction; what is not committed never was."""
@@ -177,6 +183,20 @@ class Worker:
         with self._database.begin() as connection:
             letter = (message.topic, message.payload, f"{type(error).__name__}: {error}"[:500], self._clock.now())
             arrivals.keep_dead_letters(connection, [letter])
+
+    def where_we_stand(self) -> Iterator[list[Outbound]]:
+        """Yield, some streams at a time, a `gap` for the last stream that each machine announced.
+
+        For who has just begun to listen: what was sent before is lost, and machines would wait for its answer in vain.
+        """
+        with self._database.begin() as connection:
+            sessions = store.all_presence(connection).values()
+        streams = sorted((session.dispenser_id, session.stream_id) for session in sessions)
+        for first in range(0, len(streams), STREAMS_AT_ONCE_MAX):
+            some = streams[first : first + STREAMS_AT_ONCE_MAX]
+            with self._database.begin() as connection:
+                told = stand(connection, Gap, some, self._clock.now(), store.server_epoch(connection))
+            yield [_to_machine(reply) for reply in told]
 
     def outbound(self, *, again: bool = False) -> list[Outbound]:
         """Return what waits for machines and mark it as sent; `again` also what was sent in a connection that is gone."""
