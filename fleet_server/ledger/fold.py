@@ -163,8 +163,22 @@ class SlotBook:
             product, lot = self.last or (entry.product or UNKNOWN, UNKNOWN)
             self._owe(product, lot, 1)
         if entry.into in {"in_doubt", "unverified"}:
-            self.doubtful.append((entry.into, Run(product, lot, 1)))
+            self._doubt(entry.into, product, lot)
         return [Posting(self.own, self.account(entry.into), product, lot, 1, f"vend_{entry.into}")]
+
+    def _doubt(self, name: str, product: str, lot: str) -> None:
+        """One run a lot and name: a drop sensor that is broken makes every vend doubtful, and nobody may count for a year.
+
+        A count settles the doubts of one name in their order and never looks across names, so nothing else need be kept.
+        """
+        for place in reversed(range(len(self.doubtful))):
+            other, run = self.doubtful[place]
+            if other == name:
+                if run[:2] == (product, lot):
+                    self.doubtful[place] = name, run._replace(packs=run.packs + 1)
+                    return
+                break
+        self.doubtful.append((name, Run(product, lot, 1)))
 
     def _pop(self) -> tuple[str, str]:
         product, lot, packs = self.queue[0]
@@ -215,13 +229,14 @@ class SlotBook:
         surplus = counted - self.units
         # In doubt before unverified: the motor of an unverified vend is known to have turned.
         for name, run in sorted(self.doubtful, key=lambda doubt: doubt[0]):
-            if surplus > 0:
-                self._put_back(run.product, run.lot, 1)
-                postings.append(Posting(self.account(name), self.own, run.product, run.lot, 1, "settled_by_count"))
-                surplus -= 1
-            elif name == "in_doubt":
-                given = self.account("dispensed")
-                postings.append(Posting(self.account(name), given, run.product, run.lot, 1, "settled_by_count"))
+            back = max(0, min(run.packs, surplus))
+            if back:
+                self._put_back(run.product, run.lot, back)
+                postings.append(Posting(self.account(name), self.own, run.product, run.lot, back, "settled_by_count"))
+                surplus -= back
+            if name == "in_doubt" and run.packs > back:
+                given, rest = self.account("dispensed"), run.packs - back
+                postings.append(Posting(self.account(name), given, run.product, run.lot, rest, "settled_by_count"))
         self.doubtful.clear()
         difference = self.account("count_difference")
         # What was owed is there no longer to be owed: the count has seen the shelf.

@@ -1,14 +1,15 @@
 """The book of a slot, through the real ingest and a real PostgreSQL."""
 
 import itertools
+from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fleet_server.database import Database
 from fleet_server.faults.store import open_faults
-from fleet_server.ledger.audit import audit
+from fleet_server.ledger.audit import Replay, audit
 from fleet_server.ledger.fold import UNKNOWN, Added, Anchor, Anchored, Counted, Removed, Run, SlotBook, Taken
 from fleet_server.ledger.movements import Verdict
 from fleet_server.ledger.reading import balances, door_state, slot_stock
@@ -216,6 +217,55 @@ def test_what_is_posted_on_a_slots_account_is_what_its_queue_holds(history: list
             assert book.owed == []
         assert SlotBook.from_json("HD-001", 1, book.to_json()).to_json() == book.to_json()
     assert all(a.lot or b.lot for a, b in itertools.pairwise(book.queue))
+
+
+DOUBTS = [step for lot in "ABA" for step in (Added("P", lot, 1, "van/T"), Taken("unverified"))]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(entries, max_size=40))
+@example([*DOUBTS, Counted(2)])
+def test_the_book_goes_by_runs_and_the_audit_pack_by_pack_to_the_same_accounts_and_queue(history: list[object]) -> None:
+    book, replay, accounts = SlotBook("HD-001", 1), Replay(), Counter[tuple[str, str, str]]()
+    for entry in history:
+        for source, target, product, lot, units, _ in book.apply(entry):  # type: ignore[arg-type]
+            accounts[source, product, lot] -= units
+            accounts[target, product, lot] += units
+        match entry:
+            case Taken():
+                replay._vend("HD-001", 1, entry.into, entry.product)
+            case Added():
+                replay._load("HD-001", 1, (entry.product, entry.lot), entry.packs, entry.source)
+            case Removed():
+                replay._unload("HD-001", 1, (entry.product, entry.lot), entry.packs, entry.target)
+            case Counted():
+                replay._count("HD-001", 1, entry.counted)
+    coil = [(run.product, run.lot) for run in book.queue for _ in range(run.packs)]
+    assert coil == replay.coils["HD-001", 1].packs
+    assert +accounts == +replay.accounts
+    assert -accounts == -replay.accounts
+
+
+def test_a_slot_whose_drop_sensor_is_broken_keeps_a_short_book_for_a_year_without_a_count() -> None:
+    book = SlotBook("HD-001", 1)
+    for week in range(52):
+        book.apply(Added("P", f"L{week // 13}", 20, "van/T"))
+        for vend in range(20):
+            book.apply(Taken("in_doubt" if vend % 5 == 4 else "unverified"))
+    assert book.doubtful == [
+        (name, Run("P", f"L{lot}", packs))
+        for lot in range(4)
+        for name, packs in (("unverified", 208), ("in_doubt", 52))
+    ]
+    postings = book.apply(Counted(60))
+    assert book.queue == [Run("P", "L1", 8), Run("P", "L0", 52)]
+    assert {(p.source, p.target, p.lot): p.units for p in postings} == {
+        ("in_doubt/HD-001", book.own, "L0"): 52,
+        ("in_doubt/HD-001", book.own, "L1"): 8,
+        ("in_doubt/HD-001", "dispensed/HD-001", "L1"): 44,
+        ("in_doubt/HD-001", "dispensed/HD-001", "L2"): 52,
+        ("in_doubt/HD-001", "dispensed/HD-001", "L3"): 52,
+    }
 
 
 def test_a_slot_that_gives_what_nobody_knows_of_keeps_a_short_book() -> None:
