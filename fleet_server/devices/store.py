@@ -1,5 +1,6 @@
 """Tables of the machines and their streams, and every statement on them."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -337,7 +338,20 @@ def server_epoch(connection: Connection) -> int:
     return int(found[0][0]) if found else 1
 
 
+def read_state(connection: Connection, key: str) -> Any:
+    """Return a value of the server's own state, or None."""
+    return connection.execute(text("SELECT value FROM server_state WHERE key = :key"), {"key": key}).scalar()
+
+
 # ---------------------------------------------------------------- writing
+
+
+def write_state(connection: Connection, key: str, value: Any) -> None:
+    """Keep a value of the server's own state."""
+    query = text("""
+        INSERT INTO server_state (key, value) VALUES (:key, CAST(:value AS jsonb))
+        ON CONFLICT (key) DO UPDATE SET value = excluded.value""")
+    connection.execute(query, {"key": key, "value": json.dumps(value)})
 
 
 def add_products(connection: Connection, items: Sequence[Product]) -> None:

@@ -8,7 +8,7 @@ from fleet_server.clock import LOCAL, days_before
 from fleet_server.database import Connection
 from fleet_server.demand import rates
 from fleet_server.devices import fleet
-from fleet_server.devices.store import server_epoch
+from fleet_server.devices.store import read_state, server_epoch, write_state
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.faults.store import open_faults
 from fleet_server.ledger import depot, reading
@@ -178,9 +178,9 @@ def counted_at(connection: Connection) -> dict[str, datetime | None]:
 
 def auto_release(connection: Connection) -> bool:
     """Tell whether a plan that nobody has released in the morning is released by itself; it is not unless switched on."""
-    return bool(store.read_setting(connection, "auto_release"))
+    return bool(read_state(connection, "auto_release"))
 
 
 def set_auto_release(connection: Connection, *, on: bool) -> None:
     """Switch the release of plans without a dispatcher on or off."""
-    store.write_setting(connection, "auto_release", on)
+    write_state(connection, "auto_release", on)

@@ -1,6 +1,5 @@
 """The table of plans."""
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -112,19 +111,6 @@ def in_transit(connection: Connection, since: datetime) -> dict[tuple[str, int],
 def lock(connection: Connection) -> None:
     """One at a time makes or releases plans: two must not promise the same machine."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": PLANS_LOCK})
-
-
-def read_setting(connection: Connection, key: str) -> Any:
-    """Return a setting that is kept in the database, or None."""
-    return connection.execute(text("SELECT value FROM server_state WHERE key = :key"), {"key": key}).scalar()
-
-
-def write_setting(connection: Connection, key: str, value: Any) -> None:
-    """Keep a setting."""
-    query = text("""
-        INSERT INTO server_state (key, value) VALUES (:key, CAST(:value AS jsonb))
-        ON CONFLICT (key) DO UPDATE SET value = excluded.value""")
-    connection.execute(query, {"key": key, "value": json.dumps(value)})
 
 
 def observed_since(connection: Connection) -> dict[str, datetime]:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from fleet_server.database import Connection, Database
-from fleet_server.devices.store import server_epoch
+from fleet_server.devices.store import read_state, server_epoch
 from fleet_server.errors import ConflictError, InputError
 from fleet_server.recovery import backup_store as store
 from fleet_server.recovery.epochs import EPOCH_BEFORE_ALL, begin_epoch
-from fleet_server.recovery.store import read_state
 from fleet_server.schema import known_revisions, upgrade
 
 FORMAT: Final = "dispenser-fleet backup"

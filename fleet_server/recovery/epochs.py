@@ -6,6 +6,7 @@ from typing import Final
 from fleet_server.auth.store import write_log
 from fleet_server.clock import system_now
 from fleet_server.database import Connection
+from fleet_server.devices.store import read_state, write_state
 from fleet_server.jobs.store import read_clock
 from fleet_server.ledger.telling import tell_desired
 from fleet_server.recovery import store
@@ -20,15 +21,15 @@ def begin_epoch(connection: Connection, wall: datetime, *, after: int = 0, taken
     An epoch is the second of the wall clock in which it began, so that two restores of one backup, which know nothing of each
     other, differ; that second is over before this one counts. `after` names one known to have been used.
     """
-    former = store.read_state(connection, "epoch") or EPOCH_BEFORE_ALL
+    former = read_state(connection, "epoch") or EPOCH_BEFORE_ALL
     epoch = max(int(wall.timestamp()), former + 1, after + 1)
     now = read_clock(connection, wall).at(wall)
-    store.write_state(connection, "epoch", epoch)
+    write_state(connection, "epoch", epoch)
     restored = {
         "epoch": epoch, "taken_at": taken_at.isoformat() if taken_at else None, "restored_at": now.isoformat(),
         "cursors": store.read_cursors(connection),
     }  # fmt: skip
-    store.write_state(connection, "restored", restored)
+    write_state(connection, "restored", restored)
     # An order may have run since, and books and desired states of these numbers may be others on the machines.
     store.orders_unknown(connection, now)
     store.supersede_all(connection, now)

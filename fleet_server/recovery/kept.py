@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 
 from fleet_server.database import Connection
 from fleet_server.devices import fleet
+from fleet_server.devices.store import read_state
 from fleet_server.errors import ConflictError, ForbiddenError, InputError
 from fleet_server.ledger import depot
 from fleet_server.ledger.movements import Verdict
-from fleet_server.recovery import store
 from fleet_server.workorders import service as workorders
 from fleet_server.workorders import store as workorders_store
 from fleet_server.workorders.states import OPEN_ORDERS, OrderState, StopState
@@ -92,7 +92,7 @@ def take_move(connection: Connection, kept: KeptMove, person: Person, now: datet
 
 def refuse_unless_restored(connection: Connection, now: datetime) -> None:
     """Raise ConflictError where nothing can have been forgotten: what is not planned is not to be entered by this door."""
-    restored = store.read_state(connection, "restored")
+    restored = read_state(connection, "restored")
     if restored is None:
         raise ConflictError("epoch", 1, "a server that was restored from a backup")
     if now > datetime.fromisoformat(restored["restored_at"]) + KEPT:

@@ -9,8 +9,8 @@ from typing import Any
 from fleet_server.clock import LOCAL
 from fleet_server.database import Connection
 from fleet_server.devices.gap_store import list_gaps
+from fleet_server.devices.store import read_state
 from fleet_server.recovery import losses_store
-from fleet_server.recovery.store import read_state
 
 
 @dataclass(frozen=True, slots=True)

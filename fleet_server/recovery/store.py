@@ -1,25 +1,10 @@
-"""Statements of recovery on the tables of others: the state of the server, and what was on its way when a backup was taken."""
+"""Statements of recovery on the tables of others: where streams stand, and what was on its way when a backup was taken."""
 
-import json
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import text
 
 from fleet_server.database import Connection
-
-
-def read_state(connection: Connection, key: str) -> Any:
-    """Return a value of the server's state, or None."""
-    return connection.execute(text("SELECT value FROM server_state WHERE key = :key"), {"key": key}).scalar()
-
-
-def write_state(connection: Connection, key: str, value: Any) -> None:
-    """Keep a value of the server's state."""
-    query = text("""
-        INSERT INTO server_state (key, value) VALUES (:key, CAST(:value AS jsonb))
-        ON CONFLICT (key) DO UPDATE SET value = excluded.value""")
-    connection.execute(query, {"key": key, "value": json.dumps(value)})
 
 
 def read_cursors(connection: Connection) -> dict[str, int]:
