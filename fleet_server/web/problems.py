@@ -31,6 +31,11 @@ def problem(request: Request, status: int, detail: str, field: str | None = None
     return JSONResponse(body, status, media_type="application/problem+json")
 
 
+def is_secret(field: str) -> bool:
+    """Tell whether what stands in a field is never to be shown."""
+    return "password" in field or "token" in field
+
+
 def install(app: FastAPI) -> None:
     """Let the app answer every failure so."""
 
@@ -46,8 +51,7 @@ def install(app: FastAPI) -> None:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
         field = ".".join(place) or "body"
-        secret = "password" in field or "token" in field
-        value = "(not shown)" if secret else repr(first.get("input"))[:100]
+        value = "(not shown)" if is_secret(field) else repr(first.get("input"))[:100]
         return problem(request, 422, f"{field} = {value}: {first['msg']}", field)
 
     @app.exception_handler(HTTPException)

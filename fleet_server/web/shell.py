@@ -1,7 +1,10 @@
 """What surrounds every route: security headers, the limit on bodies, CSRF, health and metrics."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -9,11 +12,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fleet_server.database import DatabaseUnavailableError
-from fleet_server.errors import ForbiddenError
+from fleet_server.errors import ForbiddenError, InputError
 from fleet_server.settings import Settings
 from fleet_server.web.context import Parts, person
 from fleet_server.web.health import exposition
-from fleet_server.web.problems import problem
+from fleet_server.web.problems import is_secret, problem
 
 BODY_BYTES_MAX = 256 * 1024
 CONTENT_SECURITY_POLICY = (
@@ -59,7 +62,31 @@ async def csrf(request: Request) -> None:
         raise ForbiddenError("csrf", "(not shown)", "the token of this session's pages: load the page again")
 
 
-EVERY_ROUTE = [Depends(person), Depends(csrf)]
+async def storable(request: Request) -> None:
+    """Refuse text that no database keeps, by the name of its field."""
+    texts: list[tuple[str, Any]] = [*request.path_params.items(), *request.query_params.multi_items()]
+    if "form" in request.headers.get("content-type", ""):
+        texts += (await request.form()).multi_items()
+    elif b"\\u0000" in (body := await request.body()):
+        with suppress(ValueError):  # no JSON: whoever reads it says so
+            texts += _texts(json.loads(body))
+    for name, text in texts:
+        if "\0" in str(text):
+            shown = "(not shown)" if is_secret(name) else str(text)[:60]
+            raise InputError(name, shown, "text without a NUL character")
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all texts in a JSON value, each with its place."""
+    match value:
+        case str():
+            yield name, value
+        case list() | dict():
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from _texts(item, f"{name}.{key}" if name else str(key))
+
+
+EVERY_ROUTE = [Depends(person), Depends(csrf), Depends(storable)]
 
 
 def install(app: FastAPI, settings: Settings) -> None:

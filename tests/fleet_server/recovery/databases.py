@@ -1,6 +1,7 @@
 """Databases to back up from and to restore into."""
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,11 @@ import psycopg
 
 from fleet_server.clock import system_now
 from fleet_server.database import Database
+from fleet_server.errors import ConflictError
 from fleet_server.recovery.backup import Restored, restore_backup, write_backup
 from tests.fleet_server.machine import Machine
+
+PATIENCE_S = 60
 
 
 @contextmanager
@@ -32,9 +36,16 @@ def backed_up(database: Database, directory: Path) -> Path:
 
 
 def put_back(database: Database, backup: Path, **more: Any) -> Restored:
-    """Restore a backup over what is there, as an operator does: with the server stopped."""
+    """Restore a backup over what is there, as an operator does: with the server stopped, once PostgreSQL has seen it go."""
     database.close()
-    return restore_backup(database, backup, system_now(), replace=True, **more)
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return restore_backup(database, backup, system_now(), replace=True, **more)
+        except ConflictError as error:
+            if "stop every server" not in str(error) or time.monotonic() > until_s:
+                raise
+            time.sleep(0.1)
 
 
 def table(database: Database, query: str) -> list[tuple[Any, ...]]:

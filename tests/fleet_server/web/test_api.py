@@ -159,6 +159,29 @@ def test_what_does_not_exist_is_said_not_to(site: Site, path: str) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "named"),
+    [
+        ("GET", "/api/v1/slots?after=%00", None, "after"),
+        ("GET", "/api/v1/dispensers/HD%00", None, "dispenser_id"),
+        ("POST", "/api/v1/lots/block", {"product": "CONDOM-M", "lot": "L1", "reason": "a\0b"}, "reason"),
+        ("POST", "/api/v1/depot/receipts", {"operation_id": "x", "lines": [{"product": "A\0"}]}, "lines.0.product"),
+    ],
+)
+def test_text_that_no_database_keeps_is_refused_by_its_field(
+    site: Site, method: str, path: str, body: dict[str, object] | None, named: str
+) -> None:
+    answer = site.api("administrator").request(method, path, json=body)
+    assert (answer.status_code, answer.json()["field"]) == (422, named)
+    assert "without a NUL character" in answer.json()["detail"]
+
+
+def test_a_password_with_a_character_that_cannot_be_kept_is_refused_and_not_shown(site: Site) -> None:
+    answer = site.api(None).post("/api/v1/sign-in", json={"user": "viewer", "password": "secret\0word"})
+    assert (answer.status_code, answer.json()["field"]) == (422, "password")
+    assert "secret" not in answer.text
+
+
 def test_a_body_that_is_no_json_or_too_large_is_refused(site: Site) -> None:
     client = site.api("dispatcher")
     headers = {"content-type": "application/json"}
