@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from tests.benchmarks import agent, ingest, scale, simulation
+from tests.benchmarks import agent, flood, ingest, scale, simulation
 
 BENCHMARKS: Final[dict[str, Callable[[argparse.Namespace], Iterable[Any]]]] = {
     "ingest": ingest.run,
+    "flood": lambda _options: flood.run(),
     "agent": lambda _options: agent.run(),
     "scale": scale.run,
     "simulation": lambda _options: simulation.run(),
