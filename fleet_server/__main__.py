@@ -67,7 +67,9 @@ def serve(
         listening = _listen(settings.host, settings.port)
         app = create_app(settings)
     structlog.get_logger().info("serving", host=settings.host, port=settings.port, roles=list(settings.roles))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, log_config=None)
+    )
     server.run(sockets=[listening])
 
 

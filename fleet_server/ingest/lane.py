@@ -10,6 +10,7 @@ import structlog
 from fleet_server.database import DatabaseError, is_disconnect
 from fleet_server.ingest.broker import Delivery
 from fleet_server.ingest.worker import Committed, Worker
+from fleet_server.logs import Outage
 
 LANES: Final = 2
 READS_WAITING_MAX: Final = 16
@@ -31,6 +32,7 @@ class Lane:
         self.reads: queue.Queue[list[Delivery]] = queue.Queue(READS_WAITING_MAX)
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._stopping = threading.Event()
+        self._outage = Outage("ingest")
 
     def start(self) -> None:
         """Begin to work."""
@@ -72,10 +74,12 @@ class Lane:
         """Commit deliveries together; where that fails for the data's sake, in halves, so that one cannot hold up the others."""
         while not self._stopping.is_set():
             try:
-                self._on_commit(deliveries, self._worker.commit(deliveries))
+                committed = self._worker.commit(deliveries)
+                self._outage.over()
+                self._on_commit(deliveries, committed)
             except DatabaseError as error:
                 if is_disconnect(error):
-                    log.warning("database is away; waiting", error=str(error).splitlines()[0])
+                    self._outage.note(error)
                     self._stopping.wait(RETRY_DELAY_S)
                     continue
                 self._work_halves(deliveries, error)

@@ -9,11 +9,12 @@ from typing import Final
 import structlog
 
 from fleet_server.clock import Clock
-from fleet_server.database import Database
+from fleet_server.database import Database, DatabaseError, is_disconnect
 from fleet_server.ingest import metrics
 from fleet_server.ingest.broker import Broker, BrokerAddress, Delivery
 from fleet_server.ingest.lane import LANES, RETRY_DELAY_S, Lane
 from fleet_server.ingest.worker import Committed, Worker
+from fleet_server.logs import Outage
 from protocol.topics import FROM_DISPENSER, Channel
 
 OBJECTS_BEFORE_COLLECTION: Final = 100_000
@@ -51,6 +52,7 @@ class IngestService:
         self._readings = Broker(address, reads, self._look_out.set, share, readings)
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
         self._stopping = threading.Event()
+        self._outage = Outage("sending")
         self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self._progress = threading.Condition()
         self.sent = 0
@@ -124,8 +126,12 @@ class IngestService:
             try:
                 if self._broker.connected and (waiting or not self._is_played()):
                     self._send_due()
-            except Exception:
-                log.exception("sending failed; trying again")
+                    self._outage.over()
+            except Exception as error:
+                if isinstance(error, DatabaseError) and is_disconnect(error):
+                    self._outage.note(error)
+                else:
+                    log.exception("sending failed; trying again")
                 self._stopping.wait(RETRY_DELAY_S)
             for done in waiting:
                 done.set()

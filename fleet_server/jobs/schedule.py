@@ -12,8 +12,9 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from fleet_server.clock import LOCAL, Clock
-from fleet_server.database import Connection, Database
+from fleet_server.database import Connection, Database, DatabaseError, is_disconnect
 from fleet_server.jobs import finding, store, work
+from fleet_server.logs import Outage
 
 log = structlog.get_logger()
 
@@ -125,15 +126,26 @@ class Scheduler:
     """Looks every second of the wall clock whether the fleet's clock has made anything due."""
 
     def __init__(self, database: Database, clock: Clock, jobs: Sequence[Job] = JOBS) -> None:
+        self._database, self._clock, self._jobs = database, clock, jobs
+        self._outage = Outage("jobs")
         self._scheduler = BackgroundScheduler(timezone="UTC")
         self._scheduler.add_job(
-            lambda: run_due(database, clock.now(), jobs),
+            self._look,
             IntervalTrigger(seconds=1),
             id="run_due",
             coalesce=True,
             max_instances=1,
             misfire_grace_time=60,
         )
+
+    def _look(self) -> None:
+        try:
+            run_due(self._database, self._clock.now(), self._jobs)
+            self._outage.over()
+        except DatabaseError as error:
+            if not is_disconnect(error):
+                raise
+            self._outage.note(error)
 
     def start(self) -> None:
         """Begin to look."""

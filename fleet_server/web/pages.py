@@ -184,7 +184,8 @@ def faults(request: Request, person: SignedIn, connection: Transaction, now: Now
 
 @router.get("/health")
 def health_page(request: Request, person: SignedIn, connection: Transaction, parts: Parts, now: Now) -> Response:
-    return page(request, "health.html", person, health=health.look(connection, parts, now), now=now)
+    names = {d.id: d for d in fleet.list_dispensers(connection)}
+    return page(request, "health.html", person, health=health.look(connection, parts, now), dispensers=names, now=now)
 
 
 # ---------------------------------------------------------------- plan

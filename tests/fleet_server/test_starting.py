@@ -1,4 +1,4 @@
-"""`serve` meets a PostgreSQL that was killed and still recovers: it waits, says for what, and serves."""
+"""`serve` and a PostgreSQL that is killed: it waits while that recovers, and says once that it is away and once that it is back."""
 
 import json
 import os
@@ -28,6 +28,16 @@ def directory() -> Iterator[Path]:
         yield path
 
 
+def serve(url: str, role: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {
+        "DISPENSER_FLEET_DATABASE_URL": url,
+        "DISPENSER_FLEET_PORT": str(free_port()),
+        "DISPENSER_FLEET_ROLES": json.dumps([role]),
+    }
+    command = [sys.executable, "-m", "fleet_server", "serve"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
 class Serving(threading.Thread):
     """Starts `serve` as soon as PostgreSQL lets nobody in, and reads what it logs until it serves."""
 
@@ -39,13 +49,7 @@ class Serving(threading.Thread):
     def run(self) -> None:
         while not is_starting(self._url):
             time.sleep(0.02)
-        environment = os.environ | {
-            "DISPENSER_FLEET_DATABASE_URL": self._url,
-            "DISPENSER_FLEET_PORT": str(free_port()),
-            "DISPENSER_FLEET_ROLES": '["web"]',
-        }
-        command = [sys.executable, "-m", "fleet_server", "serve"]
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        with serve(self._url, "web") as server:
             assert server.stderr
             for line in server.stderr:
                 self.events.append(json.loads(line) if line.startswith("{") else {"event": line})
@@ -83,3 +87,25 @@ def test_serve_waits_for_a_killed_database_that_recovers(directory: Path) -> Non
     said = [event["event"] for event in server.events]
     assert said[0].startswith("waiting for PostgreSQL"), said
     assert said[-1] == "serving", said
+
+
+def test_what_serve_logs_of_a_killed_database_is_two_lines_of_json(directory: Path) -> None:
+    postgres = EmbeddedPostgres(directory / "postgres")
+    address = postgres.start()
+    try:
+        migrate(address.url)
+        with serve(address.application_url, "jobs") as server:
+            assert server.stderr
+            lines = map(json.loads, server.stderr)
+            assert next(lines)["event"] == "serving"
+            for _ in range(2):
+                assert postgres.pid
+                os.kill(postgres.pid, signal.SIGKILL)
+                assert next(lines)["event"] == "database is away; waiting"
+                time.sleep(2)  # it looks again each second
+                postgres.stop()
+                postgres.start()
+                assert next(lines)["event"] == "database is back"
+            server.terminate()
+    finally:
+        postgres.remove()
