@@ -161,11 +161,7 @@ def _books(
         for check, expected, found in (
             ("order of the lots in the coil", coil.packs, _packs(book["queue"])),
             ("packs owed", coil.short, _packs(book["owed"])),
-            (
-                "vends that a count may settle",
-                coil.open_vends,
-                [(name, (p, lot)) for name, p, lot, _ in book["doubtful"]],
-            ),
+            ("vends that a count may settle", _by_name(coil.open_vends), _by_name(_vends(book["doubtful"]))),
         ):
             if expected != found:
                 yield Difference(check, account, "", "", len(expected), len(found))
@@ -179,6 +175,15 @@ def _books(
 
 def _packs(runs: Iterable[tuple[str, str, int]]) -> list[tuple[str, str]]:
     return [(product, lot) for product, lot, packs in runs for _ in range(packs)]
+
+
+def _vends(doubtful: Iterable[tuple[str, str, str, int]]) -> list[tuple[str, tuple[str, str]]]:
+    return [(name, (product, lot)) for name, product, lot, packs in doubtful for _ in range(packs)]
+
+
+def _by_name(vends: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple[str, tuple[str, str]]]:
+    """Those of one name in their order: between names a book keeps none, and a count asks for none."""
+    return sorted(vends, key=lambda vend: vend[0])
 
 
 @dataclass
