@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from fleet_server.clock import FixedClock
 from fleet_server.database import Database
 from fleet_server.devices import fleet as registry
 from fleet_server.embedded import BrokerAddress
-from fleet_server.ingest import broker as door
 from fleet_server.ingest.apply import FACTS_MAX, USELESS_MAX
 from fleet_server.ingest.service import IngestService
 from fleet_server.ingest.worker import Committed, Message, Worker
@@ -22,39 +21,13 @@ from protocol.codec import decode_ack, encode, encode_fact
 from protocol.messages import Ack, FaultRaised, Outcome, Status, Vend
 from tests.benchmarks.bare_mqtt import BareClient
 from tests.fleet_server.fixtures import NOW
+from tests.fleet_server.ingest.serving import PATIENCE_S, address_of, serving, until
 from tests.fleet_server.machine import BASE_MS, Machine
 from tests.reliability.forks import Child
 
-PATIENCE_S = 100
-"""Only hangs take so long."""
 WINDOW = 4
 
 pytestmark = pytest.mark.slow
-
-
-def address_of(broker: BrokerAddress) -> door.BrokerAddress:
-    name = "server" if broker.users else None
-    return door.BrokerAddress(broker.host, broker.port, tls=False, username=name, password=broker.users.get("server"))
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
-@contextmanager
-def serving(url: str, broker: BrokerAddress) -> Iterator[IngestService]:
-    database = Database(url)
-    service = IngestService(database, FixedClock(NOW), address_of(broker))
-    service.start()
-    try:
-        until(lambda: service.connected, "ingest is connected")
-        yield service
-    finally:
-        service.stop()
-        database.close()
 
 
 @contextmanager

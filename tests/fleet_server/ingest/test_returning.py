@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +15,14 @@ from fleet_server.database import Database
 from fleet_server.devices import fleet, store
 from fleet_server.devices.machines import Announcement
 from fleet_server.embedded import BrokerAddress
-from fleet_server.ingest import broker as door
-from fleet_server.ingest.service import IngestService
 from fleet_server.ingest.worker import STREAMS_AT_ONCE_MAX, Message, Worker
 from protocol.codec import decode_ack
 from protocol.topics import parse
 from simulator.boards.file_board import FileBoard, do
 from tests.benchmarks.bare_mqtt import BareClient
 from tests.fleet_server.fixtures import NOW
+from tests.fleet_server.ingest.serving import PATIENCE_S, serving, until
 from tests.fleet_server.machine import Machine
-
-PATIENCE_S = 60
-"""Only hangs take so long."""
 
 AGENT = """
 dispenser_id = "HD-001"
@@ -45,25 +40,6 @@ tls = false
 driver = "simulator.boards.file_board:open_board"
 state = "{here}/board.json"
 """
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-@contextmanager
-def listening(url: str, broker: BrokerAddress) -> Iterator[None]:
-    address = door.BrokerAddress(broker.host, broker.port, False, "server", broker.users["server"])
-    database = Database(url)
-    service = IngestService(database, FixedClock(NOW), address)
-    service.start()
-    until(lambda: service.connected, "ingest is connected")
-    yield
-    service.stop()
-    database.close()
 
 
 @contextmanager
@@ -96,13 +72,13 @@ def test_a_fact_that_was_sent_before_ingest_listened_again_comes_as_soon_as_it_d
     witness = BareClient(broker, "server", "witness")
     witness.subscribe("fleet/v1/HD-001/facts")
     with ExitStack() as stack:
-        with listening(database_url, broker):
+        with serving(database_url, broker):
             board = stack.enter_context(agent(tmp_path, broker))
             until(lambda: "started" in kinds(database) and is_known(database), "the machine is known")
         do(board, "door", "open")
         until(lambda: any(b"door_opened" in batch for batch in witness.receive()), "the broker has given the fact away")
         assert "door_opened" not in kinds(database)
-        with listening(database_url, broker):
+        with serving(database_url, broker):
             until(lambda: "door_opened" in kinds(database), "the fact is sent again")
     witness.close()
 
