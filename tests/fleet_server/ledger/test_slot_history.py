@@ -1,7 +1,9 @@
 """The book of a slot, through the real ingest and a real PostgreSQL."""
 
 import itertools
+import json
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,11 +12,12 @@ from hypothesis import strategies as st
 from fleet_server.database import Database
 from fleet_server.faults.store import open_faults
 from fleet_server.ledger.audit import Replay, audit
+from fleet_server.ledger.audit_store import Cause, Event
 from fleet_server.ledger.fold import UNKNOWN, Added, Anchor, Anchored, Counted, Removed, Run, SlotBook, Taken
 from fleet_server.ledger.movements import Verdict
 from fleet_server.ledger.reading import balances, door_state, slot_stock
 from protocol.messages import DoorOpened, Outcome
-from tests.fleet_server.fixtures import enter, operation, send
+from tests.fleet_server.fixtures import NOW, enter, operation, send
 from tests.fleet_server.machine import Machine
 
 
@@ -219,6 +222,25 @@ def test_what_is_posted_on_a_slots_account_is_what_its_queue_holds(history: list
     assert all(a.lot or b.lot for a, b in itertools.pairwise(book.queue))
 
 
+def told(entry: object) -> bytes | dict[str, Any]:
+    """An entry as a fact, or an operation, that the audit reads."""
+    match entry:
+        case Taken(into=into):
+            outcome = "delivered" if into in {"dispensed", "test"} else into
+            test, product = into == "test", entry.product
+            vend = {"kind": "vend", "slot": 1, "outcome": outcome, "test": test, "product": product}
+            return json.dumps(vend).encode()
+        case Added():
+            moved = {"product": entry.product, "lot": entry.lot, "packs": entry.packs}
+            return {"kind": "refill", "slot": 1, "van": entry.source, **moved}
+        case Removed():
+            moved = {"product": entry.product, "lot": entry.lot, "packs": entry.packs}
+            return {"kind": "remove", "slot": 1, "van": "van/T", "reason": entry.reason, **moved}
+        case Counted():
+            return {"kind": "count", "slot": 1, "counted": entry.counted}
+    raise AssertionError(entry)
+
+
 DOUBTS = [step for lot in "ABA" for step in (Added("P", lot, 1, "van/T"), Taken("unverified"))]
 
 
@@ -231,15 +253,8 @@ def test_the_book_goes_by_runs_and_the_audit_pack_by_pack_to_the_same_accounts_a
         for source, target, product, lot, units, _ in book.apply(entry):  # type: ignore[arg-type]
             accounts[source, product, lot] -= units
             accounts[target, product, lot] += units
-        match entry:
-            case Taken():
-                replay._vend("HD-001", 1, entry.into, entry.product)
-            case Added():
-                replay._load("HD-001", 1, (entry.product, entry.lot), entry.packs, entry.source)
-            case Removed():
-                replay._unload("HD-001", 1, (entry.product, entry.lot), entry.packs, entry.target)
-            case Counted():
-                replay._count("HD-001", 1, entry.counted)
+    replay.place("HD-001", [Event(told(entry), Cause("x", None, NOW, "a")) for entry in history])
+    assert replay.unreadable == []
     coil = [(run.product, run.lot) for run in book.queue for _ in range(run.packs)]
     assert coil == replay.coils["HD-001", 1].packs
     assert +accounts == +replay.accounts
