@@ -135,15 +135,23 @@ def _warn_of_rights(settings: st.Settings) -> None:
 
 
 @cli.command()
-def seed(config: Config = None) -> None:
+def seed(
+    config: Config = None,
+    sites: Annotated[Path | None, typer.Option(help="CSV file of your own sites, in their place; no stock")] = None,
+) -> None:
     """Register products, the 42 illustrative sites and a stocked depot; a second time changes nothing."""
+    from fleet_server.devices.fleet import list_dispensers
+    from fleet_server.seed import read_sites
     from fleet_server.seed import seed as plant
 
     with told():
         settings = st.load(config)
+        rows = None if sites is None else read_sites(sites)
         _prepare_schema(settings)
         with Database(settings.database_url).begin() as connection:
-            plant(connection, system_now())
+            plant(connection, system_now(), site_rows=rows, stocked=rows is None)
+            registered = len(list_dispensers(connection))
+    print(f"dispensers registered: {registered}")
 
 
 @cli.command()

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from fleet_server.database import Database
+from fleet_server.devices.fleet import list_dispensers
 from tests.fleet_server.fixtures import enter, operation, send
 from tests.fleet_server.machine import Machine
 from tests.fleet_server.recovery.databases import backed_up, empty_database
@@ -189,6 +190,42 @@ def test_seeding_twice_changes_nothing(database_url: str) -> None:
     assert dict(once)["dispensers"] == 42
     assert run("seed", url=database_url).returncode == 0
     assert fingerprint() == once
+
+
+SITE = "X-1,王家桥,Wangjia Bridge,黄岛街道,Huangdao,370211001,community,indoor,36.0,120.2,,9,17,"
+SITES = "id,name_zh,name_en,street_zh,street_en,street_code,type,placement,lat,lon,population_estimate,opens_hour,closes_hour,note"
+
+
+def test_sites_of_ones_own_are_registered_without_stock(database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "sites.csv"
+    file.write_text(f"{SITES}\n{SITE}\n")
+    done = run("seed", "--sites", str(file), url=database_url)
+    assert (done.returncode, done.stdout) == (0, "dispensers registered: 1\n"), done
+    database = Database(database_url)
+    with database.begin() as connection:
+        (site,) = list_dispensers(connection)
+        stock = connection.execute(text("SELECT count(*) FROM movements")).scalar_one()
+    database.close()
+    assert (site.id, site.opens_hour, site.closes_hour, site.population_estimate, stock) == ("X-1", 9, 17, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "said"),
+    [
+        ("X-1", "x/1", "line 2, id"),
+        ("community", "castle", "line 2, type"),
+        ("36.0", "north", "line 2, lat"),
+        (",9,", ",25,", "line 2, opens_hour"),
+        (",17,", ",17.5,", "line 2, closes_hour"),
+        ("王家桥", "", "line 2, name_zh"),
+        (",placement", ",place", "placement"),
+        (SITE, "", "a line for each site"),
+    ],
+)
+def test_a_wrong_file_of_sites_is_refused_by_line_and_column(tmp_path: Path, was: str, is_now: str, said: str) -> None:
+    file = tmp_path / "sites.csv"
+    file.write_text(f"{SITES}\n{SITE}\n".replace(was, is_now))
+    assert said in refused(run("seed", "--sites", str(file), url=NOWHERE))
 
 
 def test_the_asyncapi_document_is_printed() -> None:
