@@ -24,6 +24,7 @@ class _Outgoing:
     """Takes the place of the ingest process for the routes: what waits for machines goes to the caller."""
 
     connected = True
+    backlog = 0
 
     def __init__(self, worker: Worker, deliver: Callable[[Sequence[Arrived]], None]) -> None:
         self._worker, self._deliver = worker, deliver

@@ -65,12 +65,17 @@ class IngestService:
         """Whether the broker has accepted us."""
         return self._broker.connected and self._readings.connected
 
+    @property
+    def backlog(self) -> int:
+        """Reads of the broker's socket that wait for the slower lane."""
+        return max(lane.reads.qsize() for lane in self._lanes)
+
     def start(self) -> None:
         """Begin to work, in threads of its own."""
         # All that a transaction makes lives until its end: looking through it for cycles again and again cost a sixth of the time.
         gc.freeze()
         gc.set_threshold(OBJECTS_BEFORE_COLLECTION)
-        metrics.QUEUE.set_function(lambda: max(lane.reads.qsize() for lane in self._lanes))
+        metrics.QUEUE.set_function(lambda: self.backlog)
         for lane in self._lanes:
             lane.start()
         self._sender.start()

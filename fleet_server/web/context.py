@@ -34,6 +34,9 @@ class Sending(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def backlog(self) -> int: ...
+
     def flush(self) -> None:
         """Send everything that waits for machines now."""
         ...

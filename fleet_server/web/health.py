@@ -18,6 +18,9 @@ from fleet_server.web.context import Services
 SILENT_AFTER: Final = timedelta(hours=2)
 """A machine reads its sensors every hour: after two without a word that reaches us, something is wrong."""
 
+BEHIND: Final = 12
+"""So many reads of the broker's socket wait only where more comes than is stored; at 16 nothing is read any more."""
+
 LOOK_BACK: Final = timedelta(days=7)
 LABELLED_MAX: Final = 1_000
 """Up to so many machines each has a series of its own; a larger fleet has the sums, and the page."""
@@ -38,6 +41,7 @@ class Health:
     waiting: list[store.Waiting]
     restricted: bool
     broker: bool | None
+    behind: bool
     newest_at: datetime | None
 
     @property
@@ -50,7 +54,7 @@ class Health:
         """How many kinds of things need attention."""
         lists = (self.silent, self.quarantined, self.forked, self.lost, self.letters, self.stuck)
         failing = any(not run.over for run in self.failed)
-        return sum(map(bool, lists)) + failing + (self.broker is False) + (not self.restricted)
+        return sum(map(bool, lists)) + failing + (self.broker is False) + self.behind + (not self.restricted)
 
 
 def look(connection: Connection, parts: Services, now: datetime) -> Health:
@@ -69,6 +73,7 @@ def look(connection: Connection, parts: Services, now: datetime) -> Health:
         store.waiting(connection),
         parts.database.is_restricted(),
         None if parts.ingest is None else parts.ingest.connected,
+        parts.ingest is not None and parts.ingest.backlog >= BEHIND,
         max(heard, default=None),
     )  # fmt: skip
 

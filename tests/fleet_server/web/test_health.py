@@ -4,12 +4,16 @@ import html
 import re
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fleet_server.clock import FixedClock
+from fleet_server.clock import ClockState, FixedClock, SettableClock
 from fleet_server.database import Database
 from fleet_server.devices import health_store
 from fleet_server.ingest.worker import Message, Worker
+from fleet_server.settings import Settings
+from fleet_server.web.context import Services
+from fleet_server.web.health import look
 from protocol.codec import encode
 from protocol.messages import Vitals
 from tests.fleet_server.fixtures import NOW, send
@@ -45,6 +49,35 @@ def read(database: Database, dispenser_id: str, at: datetime, pending: int) -> N
     )  # fmt: skip
     message = Message(f"fleet/v1/{dispenser_id}/vitals", encode(vitals))
     Worker(database, FixedClock(at)).commit([message])
+
+
+class Standing:
+    """Ingest whose worker stands, as its routes see it."""
+
+    sent = handled = 0
+    connected = True
+
+    def __init__(self, backlog: int) -> None:
+        self.backlog = backlog
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def await_handled(self, messages: int) -> None:
+        """Nothing comes."""
+
+
+@pytest.mark.parametrize(("backlog", "matters"), [(11, 0), (12, 1)])
+def test_a_worker_that_falls_behind_needs_somebody(site: Site, backlog: int, matters: int) -> None:
+    for name in ("HD-001", "HD-002"):
+        send(site.database, Machine(name).vend())
+        read(site.database, name, NOW, pending=0)
+    settings = Settings(database_url="postgresql://nobody@127.0.0.1:9/none")
+    parts = Services(
+        settings, site.database, SettableClock(lambda: ClockState("played", NOW, NOW)), (), Standing(backlog)
+    )
+    with site.database.begin() as connection:
+        assert look(connection, parts, NOW).matters == matters
 
 
 def test_a_healthy_fleet_says_so_in_one_line(site: Site) -> None:
