@@ -43,6 +43,8 @@ def rebuild(connection: Connection, now: datetime, *, correct: bool = False) -> 
     dispensers = list_dispensers(connection)
     # All at once, before any balance is touched: whoever holds a machine and wants a balance would else wait for us, and we for them.
     devices.lock(connection, [dispenser.id for dispenser in dispensers])
+    if correct:
+        store.hold_balances(connection)
     for dispenser in dispensers:
         found += _streams(connection, dispenser.id)
         doors, differ = _doors(connection, dispenser.id)

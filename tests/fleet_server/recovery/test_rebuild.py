@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from fleet_server.database import Database
 from fleet_server.devices import store as devices
+from fleet_server.ledger import depot
 from fleet_server.ledger.audit import audit
 from fleet_server.ledger.operations import book
 from fleet_server.recovery.rebuild import Difference, rebuild
@@ -170,6 +171,23 @@ def test_a_report_that_wants_what_is_being_put_right_waits_and_is_not_lost(used:
             _await_waiting(used)
             assert [str(booking.verdict) for booking in book(working, [wants], NOW)] == ["booked"]
         assert made.result()
+    assert is_clean(used)
+
+
+def test_picks_wait_for_what_is_being_put_right_and_none_fails(used: Database) -> None:
+    """The depot's balance is put right while pickers want the same row."""
+    spoil(used, "DELETE FROM movements WHERE place = 'HUANGDAO' AND reason = 'receipt'")
+
+    def picked(number: int) -> str:
+        line = depot.StockLine("CONDOM-M", "L1", 1)
+        with used.begin() as connection:
+            return str(depot.pick(connection, f"pick-{number:05d}", "HUANGDAO", "van/T9", [line], "user:li", NOW))
+
+    with ThreadPoolExecutor(3) as pool:
+        picks = [pool.submit(picked, number) for number in range(120)]
+        picks[10].result()
+        assert made_anew(used, correct=True)
+        assert {pick.result() for pick in picks} == {"booked"}
     assert is_clean(used)
 
 
