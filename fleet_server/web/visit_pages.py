@@ -144,7 +144,6 @@ def door(visit_id: str, request: Request, person: SignedIn, connection: Transact
 def visit_step(
     visit_id: str, step: str, request: Request, form: Fields, person: SignedIn, parts: Parts, now: Now
 ) -> Response:
-    refused: list[str] = []
     waits = False
     with parts.database.begin() as connection:
         stop = own_visit(connection, visit_id, person)
@@ -153,10 +152,12 @@ def visit_step(
                 workorders.arrive(connection, stop, now)
             case "unlock":
                 workorders.unlock(connection, stop, now)
+            case "repaired":
+                workorders.repaired(connection, stop, _packs("slot", form.get("slot", "")), now)
             case "count":
-                refused = _enter(connection, stop, _counts(connection, visit_id, form, now), person, now)
+                _enter(connection, stop, _counts(connection, visit_id, form, now), person, now)
             case "refill":
-                refused = _enter(connection, stop, _refills(connection, visit_id, form, now), person, now)
+                _enter(connection, stop, _refills(connection, visit_id, form, now), person, now)
             case "close" if workorders.awaits_door(connection, stop):
                 waits = True
             case "close":
@@ -164,10 +165,8 @@ def visit_step(
             case "skip":
                 workorders.skip(connection, stop, form.get("reason", ""), now, _cause(form.get("cause", "other")))
             case _:
-                raise InputError("step", step, "arrive, unlock, count, refill, close or skip")
-        if refused:
-            raise InputError("entries", len(refused), "; ".join(refused[:3]))
-    if step == "unlock" and parts.ingest is not None:
+                raise InputError("step", step, "arrive, unlock, repaired, count, refill, close or skip")
+    if step in {"unlock", "repaired"} and parts.ingest is not None:
         parts.ingest.flush()
     return _after(request, stop, step, waits=waits)
 
@@ -191,9 +190,12 @@ def _cause(word: str) -> Literal["blocked", "missing", "other"]:
 
 def _enter(
     connection: Connection, stop: dict[str, Any], entries: list[workorders.Entered], person: Person, now: Any
-) -> list[str]:
+) -> None:
+    """Book all of them, or none; raises InputError."""
     results = workorders.enter(connection, stop, entries, person.actor, now)
-    return [detail for _, verdict, detail in results if verdict in {"refused", "conflicting"}]
+    refused = [detail for _, verdict, detail in results if verdict in {"refused", "conflicting"}]
+    if refused:
+        raise InputError("entries", len(refused), "; ".join(refused[:3]))
 
 
 def _session(form: dict[str, str]) -> str | None:

@@ -122,6 +122,8 @@ TODO = {
     "LOW_STOCK": N_("The next plan refills it."),
 }
 """What a fault asks of people, the most urgent first."""
+OF_A_SLOT = frozenset({"SLOT_JAM", "SLOT_HELIX", "SLOT_MOTOR_ABSENT"})
+"""What ends when somebody has freed the slot and told the machine."""
 ORDERS = {
     "done": N_("done"),
     "failed": N_("failed"),
@@ -244,7 +246,8 @@ def reason_words(reason: dict[str, Any], _: Say, product: Say) -> str:  # noqa: 
         case "first_load":
             return _("first load")
         case "fault":
-            return _("fault: {fault}").format(fault=fault_words(reason["fault"], _))
+            words = _("fault: {fault}").format(fault=fault_words(reason["fault"], _))
+            return words + (" · " + _("slot {slot}").format(slot=reason["slot"]) if reason.get("slot") else "")
         case "near_expiry":
             return _("near expiry: lot {lot}, {days} days").format(**reason)
         case "expired":

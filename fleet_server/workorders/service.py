@@ -18,6 +18,7 @@ from fleet_server.workorders import store
 from fleet_server.workorders.states import OPEN_ORDERS, OrderState, StopState, change_order, change_stop
 
 UNLOCK_LIVES_S: Final = 120
+CLEAR_LIVES_S: Final = 3_600
 ACCESS_BLOCKED: Final = "ACCESS_BLOCKED"
 THEFT: Final = "THEFT"
 PACKS_MAX: Final = 1_000
@@ -167,12 +168,25 @@ def arrive(connection: Connection, stop: dict[str, Any], now: datetime) -> dict[
 
 def unlock(connection: Connection, stop: dict[str, Any], now: datetime) -> str:
     """Order the machine to open its lock; returns the order's id."""
-    _check_open(stop)
-    if stop["state"] != StopState.ARRIVED:
-        raise ConflictError("state", stop["state"], "a visit at which somebody has arrived")
+    _check_there(stop)
     order_id = outgoing.order(connection, stop["dispenser_id"], "unlock", lives_s=UNLOCK_LIVES_S, now=now)
     store.set_stop(connection, stop["visit_id"], now, unlock_order_id=order_id)
     return order_id
+
+
+def repaired(connection: Connection, stop: dict[str, Any], slot: int, now: datetime) -> str:
+    """Tell the machine that somebody has freed a slot, which ends its jam; returns the order's id."""
+    _check_there(stop)
+    slots = fleet.planogram(connection, [stop["dispenser_id"]]).get(stop["dispenser_id"], [])
+    if slot not in {plan.slot for plan in slots}:
+        raise InputError("slot", slot, f"a slot of {stop['dispenser_id']}")
+    return outgoing.order(connection, stop["dispenser_id"], "clear_jam", lives_s=CLEAR_LIVES_S, now=now, slot=slot)
+
+
+def _check_there(stop: dict[str, Any]) -> None:
+    _check_open(stop)
+    if stop["state"] != StopState.ARRIVED:
+        raise ConflictError("state", stop["state"], "a visit at which somebody has arrived")
 
 
 def _check_open(stop: dict[str, Any]) -> None:

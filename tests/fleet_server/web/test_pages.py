@@ -9,6 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import text
 
+from fleet_server.devices import outgoing
 from fleet_server.faults.store import FaultChange, record
 from fleet_server.web import api, pages, recovery_api, shell, visit_pages
 from fleet_server.web.access import ACCESS
@@ -37,6 +38,24 @@ def test_a_form_that_waits_for_a_lock_keeps_nobody_else_waiting(site: Site) -> N
         assert another.get(f"{visit}/door").status_code == 200
     form.join(30)
     assert [answer.status_code for answer in answers] == [303]
+
+
+def test_a_restocker_tells_the_machine_which_slot_is_free_again(site: Site) -> None:
+    visit = f"/visits/{released_order(site)}-01"
+    browser = site.browser("restocker")
+    with site.database.begin() as connection:
+        record(connection, [FaultChange("HD-001", "SLOT_JAM", opened=True, at=NOW, slot=2)])
+    token = re.search(r'name="csrf" value="([^"]+)"', browser.get(visit).text)
+    assert token
+    form = {"csrf": token[1]}
+    assert browser.post(f"{visit}/repaired", data=form | {"slot": "2"}).status_code == 409  # nobody is there yet
+    assert browser.post(f"{visit}/arrive", data=form).status_code == 303
+    assert 'name="slot" value="2"' in browser.get(visit).text
+    assert browser.post(f"{visit}/repaired", data=form | {"slot": "9"}).status_code == 422
+    assert browser.post(f"{visit}/repaired", data=form | {"slot": "2"}).status_code == 303
+    with site.database.begin() as connection:
+        (order,) = outgoing.pending(connection, "HD-001")
+    assert (order.payload["kind"], order.payload["slot"]) == ("clear_jam", 2)
 
 
 def test_no_route_works_in_the_event_loop() -> None:
