@@ -149,6 +149,8 @@ class Connection:
             self._send(data)
 
     def _send(self, data: bytes | bytearray) -> None:
+        if not data:
+            return  # whoever has said nothing has not kept the connection alive
         rest = memoryview(data)
         until_s = monotonic() + SEND_DELAY_S_MAX
         while rest:

@@ -136,6 +136,21 @@ def test_an_idle_connection_is_kept_alive_even_while_nothing_is_read(
         assert running._connections == 1
 
 
+def test_to_have_nothing_to_say_is_not_to_have_spoken(broker: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ingest tells each connection of every commit; what brings readings alone has nothing to answer to it."""
+    monkeypatch.setattr(door, "KEEPALIVE_S", 1)
+    deliveries: Deliveries = queue.Queue(64)
+    with reading(server_of(broker), deliveries) as running:
+        until(lambda: running.connected, "connected")
+        for number in range(18):
+            sent(broker, b"%d" % number)
+            running.done([])
+            running.publish([])
+            time.sleep(0.2)
+        assert len(received(deliveries, 18)) == 18
+        assert running._connections == 1
+
+
 def test_a_full_queue_holds_the_broker_back_and_nothing_is_lost(broker: Embedded) -> None:
     deliveries: Deliveries = queue.Queue(1)
     payloads = [b"%06d" % number + b"x" * 10_000 for number in range(1_000)]
