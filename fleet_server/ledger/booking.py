@@ -26,6 +26,8 @@ BOOK_BELOW_ZERO = "BOOK_BELOW_ZERO"
 COUNT_DUE = "COUNT_DUE"
 SLOT_EMPTY = "SLOT_EMPTY"
 DROP_NOT_SEEN = "DROP_NOT_SEEN"
+REFOUND = (LOT_CLAIM_DIFFERS, BOOK_BELOW_ZERO, DROP_NOT_SEEN)
+"""What a slot's whole history tells anew when a late entry has come."""
 
 
 def book_entries(connection: Connection, entries: Entries, now: datetime) -> list[FaultChange]:
@@ -136,13 +138,20 @@ def refold(
     book = SlotBook(*key)
     owed: dict[str, tuple[Anchored, Counter[Posting]]] = {}
     last = BEFORE_ALL
+    stands: dict[str, FaultChange] = {}
     for entry in entries_of_slot(connection, *key):
         postings = book.apply(entry.entry)
+        stands |= {change.code: change for change in findings_of(book, entry, postings) if change.code in REFOUND}
         _, wanted = owed.setdefault(entry.cause, (entry, Counter()))
         for posting in postings:
             wanted[posting._replace(units=1)] += posting.units
         last = entry.anchor
     findings.append(FaultChange(key[0], SLOT_EMPTY, not book.queue, now, key[1]))
+    for code in REFOUND:
+        # A late count ends what it settles, a late refill what it explains.
+        change = stands.get(code) or FaultChange(key[0], code, opened=False, at=now, slot=key[1])
+        if not change.opened or code != LOT_CLAIM_DIFFERS:  # a claim that differs only now agreed when it was made
+            findings.append(change)
     if book.units < 0:
         findings.append(
             FaultChange(key[0], BOOK_BELOW_ZERO, opened=True, at=now, slot=key[1], detail="after a late entry")

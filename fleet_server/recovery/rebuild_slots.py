@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from fleet_server.database import Connection
@@ -32,7 +32,11 @@ from protocol.codec import decode_fact
 Row = tuple[str, str, str, bool]
 """(table, place, words, repaired)."""
 
-FOUND_BY_BOOKS = (BOOK_BELOW_ZERO, LOT_CLAIM_DIFFERS, STOCK_CLAIM_DIFFERS, SLOT_EMPTY, DROP_NOT_SEEN)
+Found = dict[tuple[int, str], FaultChange | None]
+"""By (slot, code): the last change, None where nobody can say."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+CLAIMS = (LOT_CLAIM_DIFFERS, STOCK_CLAIM_DIFFERS)
+FOUND_BY_BOOKS = (BOOK_BELOW_ZERO, SLOT_EMPTY, DROP_NOT_SEEN, *CLAIMS)
 
 
 def rebuild_slots(
@@ -45,7 +49,7 @@ def rebuild_slots(
         connection, dispenser_id, store.slot_operations(connection, dispenser_id) if correct else entered
     )
     books = ledger.read_books(connection, dispenser_ids=[dispenser_id])
-    faults: dict[tuple[int, str], FaultChange] = {}
+    faults: Found = {}
     for key in sorted(entries.keys() | books.keys()):
         yield from _slot(connection, key, entries.get(key, []), books.get(key), faults, now, correct=correct)
     yield from _faults(connection, dispenser_id, faults, now)
@@ -68,13 +72,14 @@ def _bind(
 def _entries(connection: Connection, dispenser_id: str, entered: Sequence[Any]) -> dict[SlotKey, list[Anchored]]:
     found: dict[SlotKey, list[Anchored]] = defaultdict(list)
     for fact in facts_of_kinds(connection, dispenser_id, [*STOCK_KINDS, "stock_level"]):
-        anchored = anchored_fact(dispenser_id, fact.stream_no, fact.seq, decode_fact(fact.line), fact.corrected_at)
+        place = (dispenser_id, fact.stream_no, fact.seq)
+        anchored = anchored_fact(*place, decode_fact(fact.line), fact.corrected_at, fact.received_at)
         for key, entry in anchored:
             found[key].append(entry)
     for row in entered:
         if row["state"] == "booked":
             key = (dispenser_id, row["slot"])
-            found[key].append(anchored_operation(row, row["stream_no"], row["seq"]))
+            found[key].append(anchored_operation(row, row["stream_no"], row["seq"], row["received_at"]))
     return {key: sorted(entries, key=entry_order) for key, entries in found.items()}
 
 
@@ -83,7 +88,7 @@ def _slot(
     key: SlotKey,
     entries: Sequence[Anchored],
     stands: tuple[SlotBook, Any] | None,
-    faults: dict[tuple[int, str], FaultChange],
+    faults: Found,
     now: datetime,
     *,
     correct: bool,
@@ -91,13 +96,17 @@ def _slot(
     place = f"{key[0]}/{key[1]}"
     book, last = SlotBook(*key), BEFORE_ALL
     wanted: dict[str, tuple[Anchored, Counter[Posting]]] = {}
+    heard_at = LONG_AGO
     for entry in entries:
         postings = book.apply(entry.entry)
         _, owed = wanted.setdefault(entry.cause, (entry, Counter()))
         for posting in postings:
             owed[posting._replace(units=1)] += posting.units
+        heard_at = max(heard_at, entry.received_at)
         for change in findings_of(book, entry, postings):
-            faults[change.slot, change.code] = change
+            # A claim was compared with what was known then. Where more has come since, nobody can say how: the next one tells.
+            is_late = change.code in CLAIMS and heard_at > entry.received_at
+            faults[change.slot, change.code] = None if is_late else change
         last = entry.anchor
     posted = ledger.movements_of_slot(connection, *key)
     implied = [*corrections(book, wanted, posted, now), *_reversals(wanted, posted, now)]
@@ -140,10 +149,9 @@ def _reversals(wanted: Mapping[str, Any], posted: Sequence[Movement], now: datet
     return found
 
 
-def _faults(
-    connection: Connection, dispenser_id: str, derived: dict[tuple[int, str], FaultChange], now: datetime
-) -> Iterator[Row]:
-    due = {key: change for key, change in derived.items() if change.opened and change.code in FOUND_BY_BOOKS}
+def _faults(connection: Connection, dispenser_id: str, derived: Found, now: datetime) -> Iterator[Row]:
+    due = {key: change for key, change in derived.items() if change and change.opened and change.code in FOUND_BY_BOOKS}
+    unsure = {key for key, change in derived.items() if change is None}
     stand = {
         (fault.slot, fault.code): fault
         for fault in open_faults(connection, [dispenser_id])
@@ -152,7 +160,7 @@ def _faults(
     changes = [due[key] for key in sorted(due.keys() - stand.keys())]
     changes += [
         FaultChange(dispenser_id, code, opened=False, at=now, slot=slot)
-        for slot, code in sorted(stand.keys() - due.keys())
+        for slot, code in sorted(stand.keys() - due.keys() - unsure)
     ]
     record(connection, changes)
     for change in changes:

@@ -16,6 +16,7 @@ from fleet_server.ledger.audit_store import Cause, Event
 from fleet_server.ledger.fold import UNKNOWN, Added, Anchor, Anchored, Counted, Removed, Run, SlotBook, Taken
 from fleet_server.ledger.movements import Verdict
 from fleet_server.ledger.reading import balances, door_state, slot_stock
+from fleet_server.recovery.rebuild import rebuild
 from protocol.messages import DoorOpened, Outcome
 from tests.fleet_server.fixtures import NOW, enter, operation, send
 from tests.fleet_server.machine import Machine
@@ -60,6 +61,18 @@ def test_a_door_that_was_open_when_its_card_went_keeps_no_visit_from_being_close
     send(database, Machine().vend())
     with database.begin() as connection:
         assert not door_state(connection, "HD-001").open
+
+
+def test_a_late_refill_and_a_late_count_end_the_faults_that_they_explain_and_settle(database: Database) -> None:
+    """A phone without signal tells of the visit when the machine has told of vends after it."""
+    machine = Machine().door("111111").vend().vend(2).vend(2, Outcome.UNVERIFIED).door("222222").vend()
+    send(database, machine)
+    assert codes(database) >= {"BOOK_BELOW_ZERO", "DROP_NOT_SEEN"}
+    refill, count = operation("refill", "111111", 0, lot="L1", packs=5), operation("count", "222222", 0, 2, counted=4)
+    enter(database, refill, operation("refill", "111111", 1, 2, lot="L1", packs=5), count)
+    assert not {"BOOK_BELOW_ZERO", "DROP_NOT_SEEN"} & codes(database)
+    with database.begin() as connection:
+        assert rebuild(connection, NOW) == []
 
 
 def test_what_is_loaded_first_comes_out_first(database: Database) -> None:
