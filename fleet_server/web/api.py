@@ -84,8 +84,8 @@ def slots(
 def dispenser_facts(
     dispenser_id: str,
     connection: Transaction,
-    before_stream: int | None = None,
-    before_seq: int | None = None,
+    before_stream: m.StreamNumber | None = None,
+    before_seq: m.RowNumber | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> m.FactList:
     """Page through a machine's facts, newest first: pass stream_no and seq of the last one to go on."""
@@ -104,7 +104,7 @@ def faults(
     connection: Transaction,
     code: str | None = None,
     dispenser_id: str | None = None,
-    before: int | None = None,
+    before: m.RowNumber | None = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> m.PastFaultList:
     """Page through faults, open and ended, newest first: pass the id of the last one to go on."""

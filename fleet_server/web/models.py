@@ -9,6 +9,11 @@ OperationId = Annotated[
     str, Field(pattern=r"^[0-9a-zA-Z-]{8,64}$", description="made by the caller; the same id is booked once")
 ]
 Packs = Annotated[int, Field(ge=0, le=1_000)]
+Slot = Annotated[int, Field(ge=1, le=999)]
+StreamNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
+RowNumber = Annotated[
+    int, Field(ge=0, le=2**63 - 1, description="of a fact or a row: what a column of the database holds")
+]
 ProductCode = Annotated[str, Field(min_length=1, max_length=20)]
 LotCode = Annotated[str, Field(pattern=r"^[!-~]{1,20}$")]
 
@@ -278,7 +283,7 @@ class WorkOrderDetail(WorkOrderItem):
 
 class PickLine(Model):
     dispenser_id: str
-    slot: int
+    slot: Slot
     product: ProductCode
     lot: LotCode
     packs: Packs

@@ -158,8 +158,8 @@ def dispenser(
     person: SignedIn,
     connection: Transaction,
     now: Now,
-    before_stream: int | None = None,
-    before_seq: int | None = None,
+    before_stream: m.StreamNumber | None = None,
+    before_seq: m.RowNumber | None = None,
 ) -> Response:
     before = None if before_stream is None or before_seq is None else (before_stream, before_seq)
     item = views.detail(connection, dispenser_id, now)

@@ -176,6 +176,19 @@ def test_text_that_no_database_keeps_is_refused_by_its_field(
     assert "without a NUL character" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/api/v1/dispensers/HD-001/facts?before_stream=2147483648&before_seq=0", "before_stream"),
+        ("/api/v1/dispensers/HD-001/facts?before_stream=1&before_seq=9223372036854775808", "before_seq"),
+        ("/api/v1/faults?before=9223372036854775808", "before"),
+    ],
+)
+def test_a_number_that_no_column_holds_is_refused_by_its_field(site: Site, path: str, named: str) -> None:
+    answer = site.api("administrator").get(path)
+    assert (answer.status_code, answer.json()["field"]) == (422, named)
+
+
 def test_a_password_with_a_character_that_cannot_be_kept_is_refused_and_not_shown(site: Site) -> None:
     answer = site.api(None).post("/api/v1/sign-in", json={"user": "viewer", "password": "secret\0word"})
     assert (answer.status_code, answer.json()["field"]) == (422, "password")
