@@ -14,7 +14,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
+from hypothesis.errors import Flaky, Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 from sqlalchemy import text
@@ -39,14 +39,15 @@ LEFT_OUT = {
     "/api/v1/clock/live": "the same",
     "/api/v1/sign-in": "closes after eight attempts; X4 tries it",
 }
+SEARCHES_MAX = 5
 REQUEST_S_MAX = 60
 """Only catches a hang."""
 
 
-def fuzzed(scale: Scale, cases: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+def fuzzed(seeded: int, cases: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
     """Try `cases` values; the same seed gives the same values."""
 
-    @seed(scale.seed)
+    @seed(seeded)
     @settings(
         max_examples=cases, deadline=None, database=None,
         suppress_health_check=list(HealthCheck),
@@ -70,19 +71,28 @@ def test_x5_no_request_makes_the_api_fail_or_hang(fleet: Fleet, scale: Scale, at
     chosen = scale.of(scale.throw().sample(chosen, 15), chosen)
     cases = scale.of(3, 50_000 // (len(chosen) * 2))
     outcomes: Counter[int] = Counter()
+    failures: list[str] = []
 
     def try_it(case: Any) -> None:
         response = case.call(
             base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=REQUEST_S_MAX, allow_redirects=False
         )
         outcomes[response.status_code] += 1
-        assert response.status_code < 500, f"{scale.note}: {case.as_curl_command()}\n{response.text[:500]}"
+        if response.status_code >= 500:
+            failures.append(f"{case.as_curl_command()}\n{response.text[:500]}")
 
     for operation in chosen:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            # Where a route takes nothing, nothing can be wrong about it.
-            with contextlib.suppress(Unsatisfiable):
-                fuzzed(scale, cases, operation.as_strategy(generation_mode=mode), try_it)
+            # What schemathesis generates may depend on what it generated before: a search that ends early for that goes on with
+            # another seed. Nothing that is found is lost by it, because nothing is raised in a search.
+            due = outcomes.total() + cases
+            for search in range(SEARCHES_MAX):
+                # Where a route takes nothing, nothing can be wrong about it.
+                with contextlib.suppress(Unsatisfiable, Flaky):
+                    left = due - outcomes.total()
+                    fuzzed(scale.seed + 1_000 * search, left, operation.as_strategy(generation_mode=mode), try_it)
+                    break
+    assert not failures, f"{scale.note}: {len(failures)} failures, the first: {failures[0]}"
     assert outcomes.total() > cases * len(chosen)
     assert outcomes[401] == 0, "the session ended in the middle"
     fleet.settle(scale.note)
@@ -138,7 +148,7 @@ def test_x5_no_envelope_stops_ingest_or_books_what_was_not_sent(database: Databa
         applied += tally.facts
         assert len(replies) <= 1
 
-    fuzzed(scale, scale.of(150, 50_000), spoilt(good.batch()) | st.binary(max_size=300), try_it)
+    fuzzed(scale.seed, scale.of(150, 50_000), spoilt(good.batch()) | st.binary(max_size=300), try_it)
     with database.begin() as connection:
         assert audit(connection).differences == [], scale.note
         assert connection.execute(text("SELECT count(*) FROM facts")).scalar_one() == applied, scale.note
@@ -169,4 +179,4 @@ def test_x5_every_decoder_refuses_with_its_own_error_and_no_other(scale: Scale) 
             except CodecError:
                 continue
 
-    fuzzed(scale, scale.of(400, 50_000), spoils, try_it)
+    fuzzed(scale.seed, scale.of(400, 50_000), spoils, try_it)
