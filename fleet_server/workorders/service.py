@@ -112,10 +112,15 @@ def create(
 
 def get(connection: Connection, order_id: str) -> dict[str, Any]:
     """Return a work order with its stops and picks; raises NotFoundError."""
-    order = store.read_order(connection, order_id)
+    return _order(connection, order_id, lock=False) | {"stops": store.read_stops(connection, order_id)}
+
+
+def _order(connection: Connection, order_id: str, *, lock: bool = True) -> dict[str, Any]:
+    """Return a work order without its stops, locked for whoever changes it; raises NotFoundError."""
+    order = store.read_order(connection, order_id, lock=lock)
     if order is None:
         raise NotFoundError("work_order_id", order_id, "the id of a work order")
-    return order | {"stops": store.read_stops(connection, order_id)}
+    return order
 
 
 def visit(connection: Connection, visit_id: str, *, lock: bool = True) -> dict[str, Any]:
@@ -130,9 +135,7 @@ def pick(
     connection: Connection, order_id: str, operation_id: str, lines: Sequence[PickLine], actor: str, now: datetime
 ) -> Verdict:
     """Move what was picked from the depot into the van; a short pick is recorded as what it is."""
-    order = store.read_order(connection, order_id, lock=True)
-    if order is None:
-        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    order = _order(connection, order_id)
     stock = [depot.StockLine(line.product, line.lot, line.packs) for line in lines]
     verdict = depot.pick(connection, operation_id, order["depot_id"], van_of(order_id), stock, actor, now)
     if verdict is Verdict.BOOKED:
@@ -317,9 +320,7 @@ def give_back(
     now: datetime,
 ) -> Verdict:
     """Return what is left in the van to the depot, which closes the work order."""
-    order = store.read_order(connection, order_id, lock=True)
-    if order is None:
-        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    order = _order(connection, order_id)
     verdict = depot.give_back(connection, operation_id, order["depot_id"], van_of(order_id), lines, actor, now)
     if verdict is Verdict.BOOKED:
         store.set_order_state(connection, order_id, change_order(order["state"], "return"), now)
@@ -328,7 +329,5 @@ def give_back(
 
 def cancel(connection: Connection, order_id: str, now: datetime) -> None:
     """Call a work order off that nobody has picked: its machines may be planned again."""
-    order = store.read_order(connection, order_id, lock=True)
-    if order is None:
-        raise NotFoundError("work_order_id", order_id, "the id of a work order")
+    order = _order(connection, order_id)
     store.set_order_state(connection, order_id, change_order(order["state"], "cancel"), now)
