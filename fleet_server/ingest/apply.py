@@ -341,7 +341,9 @@ class Transaction:
         change = FaultChange(cursor.dispenser_id, STREAM_FORKED, opened=True, at=now, detail=detail)
         self._gathered.faults.append(change)
         way_out = {"kind": "new_stream", "stream_id": cursor.stream_id}
-        if not any(waits.payload == way_out for waits in outgoing.pending(self._connection, cursor.dispenser_id)):
+        pending = outgoing.pending(self._connection, cursor.dispenser_id)
+        # One past its life is sent no more, whether or not a job has noted that.
+        if not any(o.payload == way_out and (o.expires_at is None or o.expires_at > now) for o in pending):
             outgoing.order(
                 self._connection,
                 cursor.dispenser_id,

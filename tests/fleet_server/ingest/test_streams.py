@@ -1,6 +1,7 @@
 """What ingest makes of streams: in order, once, and with an answer for everything that a machine may send."""
 
 import random
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from fleet_server.database import Database
-from fleet_server.devices import fleet, outgoing_store, store
+from fleet_server.devices import fleet, outgoing, outgoing_store, store
 from fleet_server.devices.machines import Announcement
 from fleet_server.faults.store import open_faults
 from fleet_server.ingest.apply import USELESS_MAX, Received, apply
@@ -254,6 +255,19 @@ def test_the_way_out_of_a_fork_is_sent_on_the_forked_stream_alone(database: Data
             ]
         expected = [{"kind": "new_stream", "stream_id": card.stream_id}] if session in {4, 6} else []
         assert due == expected, session
+
+
+def test_a_fork_whose_way_out_came_too_late_gets_another(database: Database) -> None:
+    """The machine was away for longer than an order lives; the job that notes it may be away itself."""
+    machine = Machine().vend()
+    answer(database, machine)
+    restored = Machine(stream_id=machine.stream_id).vend(slot=2)
+    live(database, restored, 1)
+    for days, orders in ((0, 1), (0, 1), (2, 2)):
+        send_bytes(database, "HD-001", restored.batch(), now=NOW + timedelta(days=days))
+        with database.begin() as connection:
+            pending = outgoing.pending(connection, "HD-001")
+        assert len([order for order in pending if order.channel is Channel.ORDERS]) == orders
 
 
 def test_what_a_replaced_card_had_sent_before_is_in_its_place_though_it_arrives_late(database: Database) -> None:
