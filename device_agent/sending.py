@@ -106,13 +106,16 @@ class Sender:
         outbox = self._outbox
         if isinstance(message, Fork) and message.stream_id == outbox.stream_id:
             return self._fork(message, at)
-        if message.stream_id != outbox.stream_id or message.through_seq > outbox.last_seq:
+        if message.stream_id != outbox.stream_id:
             return []
+        if message.through_seq > outbox.last_seq:
+            return self._show(outbox.last_seq, at)
         self._silent_since_ms = None
         self._heard_ms = at.mono_ms
         if message.server_epoch < int(outbox.meta.get("epoch", 0)):
             return []
-        self._acknowledge(message)
+        if not self._acknowledge(message):
+            return self._show(message.through_seq, at)
         match message:
             case Ack():
                 pass
@@ -127,22 +130,32 @@ class Sender:
                 self._timeout_ms = min(self._timeout_ms * 2, ACK_TIMEOUT_MS_MAX)
         return self.pump(at)
 
-    def _acknowledge(self, message: AckMessage) -> None:
-        """Note where the server stands, unless it speaks of facts that another card sent under our numbers.
+    def _acknowledge(self, message: AckMessage) -> bool:
+        """Note where the server stands; False where it speaks of facts that another card sent under our numbers.
 
-        Such an answer was on its way while an old card was put back; the server finds the fork in what we send. A lower cursor
-        acknowledges nothing, whatever its digest.
+        The server finds the fork in what we send. A lower cursor acknowledges nothing, whatever its digest.
         """
         through, outbox = message.through_seq, self._outbox
         acked = outbox.acked_through
         if through > acked and bytes.fromhex(message.digest) != outbox.digest(through):
-            return
+            return False
         if message.server_epoch > int(outbox.meta.get("epoch", 0)) or through > acked:
             outbox.acknowledge(through, message.server_epoch, message.server_at_ms)
             if through < acked:
                 # The server was restored from a backup: only then may its cursor be lower than we remember.
                 self._rewind()
             self._progress()
+        return True
+
+    def _show(self, seq: int, at: Moment) -> list[Effect]:
+        """Send from this fact on, if it was not sent yet: a server that knows it, or another one, is told by it which card we are.
+
+        In small batches, each answered with where the server stands, we would not come so far.
+        """
+        if self._next_seq < seq:
+            self._in_flight.clear()
+            self._next_seq = seq
+        return self.pump(at)
 
     def _fork(self, message: Fork, at: Moment) -> list[Effect]:
         """Stop: the server knows other facts under our numbers, often more of them. None of it acknowledges ours."""

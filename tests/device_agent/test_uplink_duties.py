@@ -299,6 +299,28 @@ def test_a_restored_card_that_is_behind_the_server_heeds_the_fork_and_acknowledg
     assert batches(bench.tell(order(bench, NewStream)))
 
 
+@pytest.mark.parametrize("ahead", [5, 0, -3])
+def test_a_card_whose_batches_became_small_shows_a_server_that_is_ahead_what_it_has_of_its_own(
+    bench: Bench, ahead: int
+) -> None:
+    """Four facts at a time, all of them known and none acknowledged, it sent the same ones for ever: no fork was ever found."""
+    bench.loaded(("GOOD", 20))
+    for _ in range(20):
+        bench.passes(60).vend()
+    bench.tell(ev.LinkUp())
+    for _ in range(12):
+        bench.passes(400).tick()
+    through = bench.outbox.last_seq + ahead
+    said = Ack(
+        server_epoch=1, stream_id=bench.outbox.stream_id, through_seq=through, digest="0" * 64, server_at_ms=NOON_MS
+    )
+    sent = [decode_batch(payload) for payload in batches(bench.tell(answer(encode(said))))]
+    assert sent[0].header.first_seq == min(through, bench.outbox.last_seq)
+    assert sent[-1].header.first_seq + len(sent[-1].lines) - 1 == bench.outbox.last_seq
+    assert batches(bench.tell(answer(encode(said)))) == [], "however often it is said"
+    assert bench.outbox.acked_through == 0
+
+
 def test_a_fork_that_nobody_ends_asks_again_by_a_fresh_connection_after_an_hour(bench: Bench) -> None:
     bench.loaded(("GOOD", 3))
     (batch,) = batches(bench.tell(ev.LinkUp()))
