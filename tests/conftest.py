@@ -112,6 +112,12 @@ def owner_url(postgres_url: str, template_database: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def fresh_owner_url(postgres_url: str, template_database: str) -> Callable[[], AbstractContextManager[str]]:
+    """Makes as many of them as are asked for, one after the other."""
+    return lambda: _fresh_database(postgres_url, template_database)
+
+
 @pytest.fixture(scope="session")
 def application_user(postgres_url: str, template_database: str) -> Iterator[tuple[str, str]]:
     """Name and password of a login such as the server runs with."""

@@ -20,10 +20,18 @@ BOARD = Board(model="BENCH", runs_sequence_once=True, counts_life=True)
 
 
 class Bench:
-    """One machine; `power_cut` forgets everything that is not on disk."""
+    """One machine; `power_cut` forgets everything that is not on disk. `stream_ids` draws those; without it they are unique."""
 
-    def __init__(self, path: Path, board: Board = BOARD, seed: int = 1, dispenser_id: str = "HD-001") -> None:
+    def __init__(
+        self,
+        path: Path,
+        board: Board = BOARD,
+        seed: int = 1,
+        dispenser_id: str = "HD-001",
+        stream_ids: random.Random | None = None,
+    ) -> None:
         self.path, self.board, self._seed, self.id = path, board, seed, dispenser_id
+        self._stream_ids = stream_ids
         self.now_ms, self.mono_ms, self.trusted = NOON_MS, 0, True
         self.asked: list[ef.Effect] = []
         self.boots = 0
@@ -32,7 +40,7 @@ class Bench:
     def _boot(self) -> None:
         self.boots += 1
         self.mono_ms = 0
-        self.outbox = Outbox(self.path, self.id)
+        self.outbox = Outbox(self.path, self.id, randomness=self._stream_ids)
         self.agent = Agent(
             AgentSettings(dispenser_id=self.id),
             self.outbox,

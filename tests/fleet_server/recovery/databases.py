@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,18 @@ def empty_database(postgres_url: str) -> Iterator[str]:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def backed_up(database: Database, directory: Path) -> Path:
+def backed_up(database: Database, directory: Path, wall: datetime | None = None) -> Path:
     """Write a backup; returns its file."""
-    return write_backup(database, directory, system_now()).path
+    return write_backup(database, directory, wall or system_now()).path
 
 
-def put_back(database: Database, backup: Path, **more: Any) -> Restored:
+def put_back(database: Database, backup: Path, wall: datetime | None = None, **more: Any) -> Restored:
     """Restore a backup over what is there, as an operator does: with the server stopped, once PostgreSQL has seen it go."""
     database.close()
     until_s = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return restore_backup(database, backup, system_now(), replace=True, **more)
+            return restore_backup(database, backup, wall or system_now(), replace=True, **more)
         except ConflictError as error:
             if "stop every server" not in str(error) or time.monotonic() > until_s:
                 raise
