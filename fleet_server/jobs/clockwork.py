@@ -11,6 +11,8 @@ from fleet_server.jobs import store
 from fleet_server.jobs.schedule import JOBS, Job, run_held
 
 NEARLY_NOW: Final = timedelta(minutes=10)
+CENTURY: Final = range(2001, 2100)
+"""What a schedule can be reckoned for, whatever its zone."""
 STEP_MAX: Final = timedelta(days=400)
 """A longer step would have to run years of jobs in one request."""
 
@@ -35,6 +37,8 @@ def advance(
     _guard(production=production)
     if to.tzinfo is None:
         raise InputError("to", to.isoformat(), "a time with its offset from UTC")
+    if to.year not in CENTURY:
+        raise InputError("to", to.isoformat(), f"a year from {CENTURY[0]} to {CENTURY[-1]}")
     to = to.astimezone(UTC)
     state = ClockState("played", to, system_now())
     with database.begin() as connection:

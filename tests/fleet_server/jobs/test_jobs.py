@@ -118,6 +118,12 @@ def test_time_does_not_run_backwards(database: Database) -> None:
         played(database, BEGAN)
 
 
+@pytest.mark.parametrize("to", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"])
+def test_a_time_at_the_end_of_the_calendar_is_refused(database: Database, to: str) -> None:
+    with pytest.raises(InputError, match="a year from"):
+        played(database, datetime.fromisoformat(to))
+
+
 def test_a_time_without_its_offset_and_a_step_of_years_are_refused(database: Database) -> None:
     played(database, BEGAN)
     with pytest.raises(InputError, match="offset from UTC"):
