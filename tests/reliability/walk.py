@@ -165,14 +165,16 @@ class Walk:
         assert self.machine.has_told_everything, f"{self.machine.bench.outbox.pending} facts are stuck"
         check(self.url, [self.machine.witness])
         with self.database.begin() as connection:
-            assert connection.execute(text("SELECT reason FROM dead_letters")).all() == []
-            assert connection.execute(text("SELECT * FROM stream_gaps")).all() == []
-            assert rebuild(connection, self.clock.now()) == [], "a rebuild changes something"
+            for table in ("dead_letters", "stream_gaps"):
+                rows = connection.execute(text(f"SELECT * FROM {table}")).all()
+                assert not rows, f"{table}: {rows[:3]}"
+            differences = rebuild(connection, self.clock.now())
+        assert not differences, f"a rebuild changes {differences[:3]}"
         self.somebody_restocks()
         self._everything_arrives()
         check(self.url, [self.machine.witness])
-        assert self._booked() == self.machine.packs, "what is booked is not what is there"
-        assert self.machine.believes == self.machine.packs, "the machine believes what is not there"
+        there, booked, believed = self.machine.packs, self._booked(), self.machine.believes
+        assert booked == believed == there, f"packs booked {booked}, believed by the machine {believed}, there {there}"
 
     def close(self) -> None:
         self.machine.bench.outbox.close()
