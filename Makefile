@@ -33,7 +33,7 @@ demo: $(STAMP) ## run the whole system on this machine: make demo ARGS="--help"
 
 # Most tests wait for something real: three at a time keep two cores busy. A module's tests stay together, with what they share.
 test: $(STAMP) system-packages ## run the tests: make test PYTEST_ARGS="-k ledger"
-	.venv/bin/python -m pytest -n 3 --dist loadscope $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: $(STAMP) system-packages ## run the long forms: make soak PYTEST_ARGS="-k n1"
 	.venv/bin/python -m pytest -m soak $(PYTEST_ARGS)

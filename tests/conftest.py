@@ -22,6 +22,12 @@ from fleet_server.privileges import APPLICATION_ROLE
 POSTGRES_IMAGE = "postgres:16-alpine"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests first: one that begins last keeps one worker busy while the others have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") and not item.get_closest_marker("soak")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
     """Unlike tmp_path, open to the unprivileged user that PostgreSQL runs as when the tests run as root."""
@@ -100,7 +106,8 @@ def template_database(postgres_url: str) -> Iterator[str]:
 @contextmanager
 def _fresh_database(postgres_url: str, template_database: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
-    _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template_database}")
+    # Copied as files: a fifth of the work of writing each page to the log, and no crash is to be survived here.
+    _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template_database} STRATEGY FILE_COPY")
     yield _with_database(postgres_url, name)
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 

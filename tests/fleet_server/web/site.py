@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 import httpx2
@@ -12,6 +13,7 @@ import uvicorn
 
 from fleet_server.app import create_app
 from fleet_server.auth import service as auth
+from fleet_server.auth.store import write_user
 from fleet_server.clock import system_now
 from fleet_server.database import Database
 from fleet_server.settings import Settings
@@ -51,14 +53,20 @@ class Site:
             client.close()
 
 
+@cache
+def _password_hash() -> str:
+    """A hash is slow on purpose: one serves all sites."""
+    return auth._hasher().hash(PASSWORD)
+
+
 @contextmanager
 def serving(database_url: str, people: Sequence[str] = ROLES, port: int = 0, **given: Any) -> Iterator[Site]:
-    """Run a server over this database until the block ends; each of `people` costs a slow hash. `port` 0: any."""
+    """Run a server over this database until the block ends, which `people` may sign in to. `port` 0: any."""
     database = Database(database_url)
     with database.begin() as connection:
         for role in people:
             depot = "HUANGDAO" if role == "restocker" else None
-            auth.add_user(connection, role, role, PASSWORD, system_now(), depot)
+            write_user(connection, role, role, depot, _password_hash(), system_now())
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
