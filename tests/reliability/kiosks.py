@@ -59,12 +59,17 @@ class Kiosk:
         return state["screen"][:1] == ["ready"] and not state["inbox"]
 
     def settled(self) -> list[Fact]:
-        """Start the agent once more, let it settle what was left open, stop it; returns all facts."""
-        child = self.start()
-        until(lambda: self.serves() or child.ended() is not None, f"the agent settles {self.log()}")
-        child.terminate()
-        assert child.wait() == 0, self.log()
-        return self.facts()
+        """Start the agent once more, let it settle what was left open, stop it; returns all facts.
+
+        What was asked of an agent that died before it heard it is done now, and may be cut off by the stop: then once more.
+        """
+        while True:
+            child = self.start()
+            until(lambda: self.serves() or child.ended() is not None, f"the agent settles {self.log()}")  # noqa: B023 - called at once
+            child.terminate()
+            assert child.wait() == 0, self.log()
+            if not self.opened("intents"):
+                return self.facts()
 
     def facts(self) -> list[Fact]:
         return [decode_fact(line) for line in self.opened("lines")]

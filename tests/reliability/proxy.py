@@ -84,7 +84,11 @@ class FaultProxy:
             self.cut_now()
 
     def close(self) -> None:
-        self._server.close()
+        async def listen_no_more() -> None:
+            self._server.close()
+
+        # Within the loop: two threads that close a server at once wake its waiters twice.
+        self._call(listen_no_more())
         self.cut_now()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
