@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from device_agent.outbox import SlotBook
+from protocol.claims import claimable
 from protocol.messages import TAKES_A_PACK, Books, Count, Fact, LotPacks, Refill, SlotClaim, Vend
-from protocol.versions import PACKS_MAX, QUEUE_LOTS_MAX
 
 CLAIMED_SLOTS_MAX: Final = 12
 CLAIMED_LOTS_MAX: Final = 60
@@ -68,11 +68,7 @@ def claimed(books: Iterable[tuple[int, SlotBook]]) -> Iterator[list[SlotClaim]]:
     claims: list[SlotClaim] = []
     lots = 0
     for slot, book in books:
-        runs: list[tuple[str, int]] = []
-        for lot, packs in book.queue:
-            before = runs.pop()[1] if runs and runs[-1][0] == lot else 0
-            runs.append((lot, min(before + packs, PACKS_MAX)))
-        queue = [LotPacks(lot=lot, packs=packs) for lot, packs in runs[:QUEUE_LOTS_MAX]]
+        queue = [LotPacks(lot=lot, packs=packs) for lot, packs in claimable(book.queue)]
         if claims and (len(claims) == CLAIMED_SLOTS_MAX or lots + len(queue) > CLAIMED_LOTS_MAX):
             yield claims
             claims, lots = [], 0

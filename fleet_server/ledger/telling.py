@@ -9,10 +9,11 @@ from fleet_server.database import Connection
 from fleet_server.devices import outgoing, outgoing_store
 from fleet_server.devices.store import list_dispensers, planogram, recent_cursors
 from fleet_server.ledger import lot_store, store
-from fleet_server.ledger.fold import Run, SlotBook
+from fleet_server.ledger.fold import SlotBook
+from protocol.claims import claimable
 from protocol.messages import Limits, OpeningHours
 from protocol.topics import Channel
-from protocol.versions import DESIRED_LOTS_MAX, PACKS_MAX, QUEUE_LOTS_MAX
+from protocol.versions import DESIRED_LOTS_MAX
 
 LotRow = tuple[str, str, date, str | None]
 """(product, lot, expires_on, blocked)."""
@@ -78,15 +79,6 @@ def _named(
     return [lot for lot in named if lot in kept]
 
 
-def _claimed(queue: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return a coil as machines read it; lots behind QUEUE_LOTS_MAX others are not named, and so not given before the next visit."""
-    claimed: list[tuple[str, int]] = []
-    for run in queue:
-        before = claimed.pop()[1] if claimed and claimed[-1][0] == run.lot else 0
-        claimed.append((run.lot, min(before + run.packs, PACKS_MAX)))
-    return [{"lot": lot, "packs": packs} for lot, packs in claimed[:QUEUE_LOTS_MAX]]
-
-
 def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: datetime) -> None:
     """Tell machines the books of all their slots, as of the last fact of their newest stream.
 
@@ -106,6 +98,10 @@ def tell_books(connection: Connection, dispenser_ids: Sequence[str], now: dateti
         claims = []
         for slot in sorted(planned | stocked.get(dispenser_id, set())):
             book, _ = books.get((dispenser_id, slot)) or (SlotBook(dispenser_id, slot), None)
-            claims.append({"slot": slot, "queue": _claimed(book.queue)})
+            # Lots behind those that a claim can name are not given before the next visit.
+            queue = [
+                {"lot": lot, "packs": packs} for lot, packs in claimable((run.lot, run.packs) for run in book.queue)
+            ]
+            claims.append({"slot": slot, "queue": queue})
         told[dispenser_id] = {"stream_id": cursor.stream_id, "as_of_seq": cursor.through_seq, "slots": claims}
     outgoing.tell(connection, Channel.BOOKS, told, now)

@@ -87,8 +87,8 @@ def give_back(work_order_id: str, form: Fields, person: SignedIn, parts: Parts, 
 
 def _packs(field: str, value: Any) -> int:
     text = str(value).strip()
-    if not text.isdecimal() or int(text) > workorders.PACKS_MAX:
-        raise InputError(field, text, f"a whole number from 0 to {workorders.PACKS_MAX}")
+    if not text.isdecimal() or int(text) > workorders.ENTRY_PACKS_MAX:
+        raise InputError(field, text, f"a whole number from 0 to {workorders.ENTRY_PACKS_MAX}")
     return int(text)
 
 

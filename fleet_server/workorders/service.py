@@ -21,7 +21,7 @@ UNLOCK_LIVES_S: Final = 120
 CLEAR_LIVES_S: Final = 3_600
 ACCESS_BLOCKED: Final = "ACCESS_BLOCKED"
 THEFT: Final = "THEFT"
-PACKS_MAX: Final = 1_000
+ENTRY_PACKS_MAX: Final = 1_000
 REMOVAL_REASONS: Final = ("expired", "near_expiry", "damaged", "damp", "heat", "recalled", "stolen", "returned")
 
 
@@ -268,8 +268,8 @@ def _checked(
 
 
 def _check_packs(field: str, packs: int | None) -> None:
-    if packs is None or not 0 <= packs <= PACKS_MAX:
-        raise InputError(field, packs, f"0 to {PACKS_MAX}")
+    if packs is None or not 0 <= packs <= ENTRY_PACKS_MAX:
+        raise InputError(field, packs, f"0 to {ENTRY_PACKS_MAX}")
 
 
 def awaits_door(connection: Connection, stop: dict[str, Any]) -> bool:
